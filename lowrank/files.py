@@ -1,0 +1,153 @@
+"""Reading and writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lowrank.errors import ConfigError, IntegrityError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+"""Where the committed cards, studies and published numbers lie; outputs go below the current folder."""
+
+MANIFEST = "manifest.json"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """The one spelling of a JSON value that hashes are taken of: sorted keys, no spaces, no nan."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def read_yaml(path: Path) -> Any:
+    """Loads a YAML file, safely.
+
+    Raises:
+        ConfigError: no such file, or not YAML; names line and column.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Loads a JSON file.
+
+    Raises:
+        IntegrityError: missing, truncated or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise IntegrityError(f"{path}: not valid JSON ({error})") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that takes its place, fsynced, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        _fsync(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one step."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a JSON file in one step, keys sorted, made for reading."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path` that takes its place when the block ends well.
+
+    Every file is fsynced before the rename, so a folder that has its name is whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    os.chmod(temporary, 0o755)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _fsync(file)
+        _fsync(temporary)
+        if path.exists():
+            # A folder cannot be renamed over one that holds files: move the old one aside first.
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            os.replace(path, old / path.name)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_files(folder: Path, names: list[str]) -> dict[str, str]:
+    """SHA-256 of each named file of a folder, for its manifest."""
+    return {name: sha256_file(folder / name) for name in sorted(names)}
+
+
+def seal(folder: Path, facts: Mapping[str, object]) -> None:
+    """Writes the manifest of a folder, last: `facts` plus the SHA-256 of every file in it."""
+    names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST]
+    write_json(folder / MANIFEST, {**facts, "files": hash_files(folder, names)})
+
+
+def check_seal(folder: Path) -> dict[str, Any]:
+    """Re-hashes the files of a sealed folder and returns its manifest.
+
+    Raises:
+        IntegrityError: no manifest, a file missing, or one whose bytes changed.
+    """
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    for name, expected in manifest.get("files", {}).items():
+        file = folder / name
+        if not file.is_file():
+            raise IntegrityError(f"{file}: named in {MANIFEST}, but not there")
+        found = sha256_file(file)
+        if found != expected:
+            raise IntegrityError(f"{file}: sha256 is {found}, {MANIFEST} says {expected}")
+    return manifest

@@ -1,0 +1,83 @@
+"""Which modules of a model a part works on.
+
+A target is `all-linear` (every linear layer of the trunk) or a list of patterns over dotted module
+names. A pattern without wildcards matches whole trailing segments, as PEFT's `target_modules` does
+(`q_lin`, `attention.q_lin`); with `*` or `?` it matches the whole dotted name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lowrank.errors import ConfigError
+from lowrank.strict import suggest
+
+ALL_LINEAR = "all-linear"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Linear layers a part may wrap: `nn.Linear`, GPT-2's transposed Conv1D, and stored-base layers."""
+    return isinstance(module, nn.Linear | Conv1D) or hasattr(module, "dense_weight")
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the modules outside the trunk: classifier, pre_classifier, lm_head, ..."""
+    prefix = getattr(model, "base_model_prefix", "")
+    if not prefix or not hasattr(model, prefix):
+        return []
+    trunk = getattr(model, prefix)
+    return [name for name, child in model.named_children() if child is not trunk]
+
+
+def linear_names(model: nn.Module, *, head: bool) -> list[str]:
+    """Dotted names of the linear layers of the trunk (`head=False`) or of the head (`head=True`).
+
+    A module that is used in two places is named once.
+    """
+    heads = head_names(model)
+    in_head = {name: any(name == h or name.startswith(f"{h}.") for h in heads) for name, _ in model.named_modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and in_head[name] == head and not name.endswith(".base")
+    ]
+
+
+def select(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """The dotted names of the linear modules that `targets` names, in model order.
+
+    Raises:
+        ConfigError: a pattern that matches nothing, or a module that is not linear.
+    """
+    if targets == ALL_LINEAR:
+        return linear_names(model, head=False)
+    patterns = [targets] if isinstance(targets, str) else list(targets)
+    modules = {name: module for name, module in model.named_modules() if name}
+    linear = [*linear_names(model, head=False), *linear_names(model, head=True)]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        hits = [name for name in modules if _matches(pattern, name)]
+        linear_hits = [name for name in hits if name in linear]
+        if not hits:
+            leaves = {name.rsplit(".", 1)[-1] for name in linear}
+            raise ConfigError(
+                f"target {pattern!r} matches no module of {type(model).__name__}{suggest(pattern, leaves)}"
+            )
+        if not linear_hits or (len(linear_hits) < len(hits) and not set("*?[") & set(pattern)):
+            other = next(name for name in hits if name not in linear)
+            raise ConfigError(
+                f"target {pattern!r} matches {other!r}, which is a {type(modules[other]).__name__}; "
+                "allowed: linear layers"
+            )
+        chosen.update(linear_hits)
+    return [name for name in modules if name in chosen]
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if set("*?[") & set(pattern):
+        return fnmatch.fnmatchcase(name, pattern)
+    return name == pattern or name.endswith(f".{pattern}")
