@@ -53,13 +53,14 @@ def select(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a pattern that matches nothing, or a module that is not linear.
     """
-    if targets == ALL_LINEAR:
-        return linear_names(model, head=False)
     patterns = [targets] if isinstance(targets, str) else list(targets)
     modules = {name: module for name, module in model.named_modules() if name}
     linear = [*linear_names(model, head=False), *linear_names(model, head=True)]
     chosen: set[str] = set()
     for pattern in patterns:
+        if pattern == ALL_LINEAR:
+            chosen.update(linear_names(model, head=False))
+            continue
         hits = [name for name in modules if _matches(pattern, name)]
         linear_hits = [name for name in hits if name in linear]
         if not hits:

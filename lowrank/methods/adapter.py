@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator
 from torch import nn
 
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import adapt, adapted, add_adapter, add_to_weight, features, strip
 from lowrank.methods.part import Part
 from lowrank.spec import PartOptions
-from lowrank.strict import Name
-from lowrank.targets import head_names, linear_names, select
+from lowrank.targets import ALL_LINEAR, head_names, linear_names, select
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""One pattern or several; one alone means the same as a list of it, so both give the same run id."""
 
 
 class AdapterOptions(PartOptions):
     """Options of every part that adds adapters to linear layers."""
 
-    targets: Literal["all-linear"] | Name | tuple[str, ...] = "all-linear"
+    targets: Names = (ALL_LINEAR,)
     """`all-linear` (every linear layer of the trunk), or name patterns; see `lowrank.targets`."""
     head: Literal["frozen", "adapted", "trained"] = "trained"
     """The layers outside the trunk: left as they are, given adapters too, or trained whole."""
@@ -49,14 +53,18 @@ class AdapterPart(Part):
         return [name for name, _ in model.named_modules() if name in chosen]
 
     def check(self, chain: Any, model: nn.Module) -> None:
-        """Refuses targets that do not exist and a rank that a layer cannot hold."""
-        if self.options.head != "frozen" and not head_names(model):
-            if self.options.head == "adapted":
-                raise ConfigError(f"{self.name}: head: adapted, but {type(model).__name__} has no head")
+        """Refuses targets that do not exist and a rank that a layer of the trunk cannot hold.
+
+        The head is exempt: the LR-ratio document puts rank 128 on a 4-way classifier, where the
+        surplus rank is redundant but changes the path that training takes.
+        """
+        heads = set(linear_names(model, head=True))
+        if self.options.head == "adapted" and not heads:
+            raise ConfigError(f"{self.name}: head: adapted, but {type(model).__name__} has no head")
         rank = getattr(self.options, "rank", None)
         for name in self.names(model):
             limit = min(features(model.get_submodule(name)))
-            if rank is not None and rank > limit:
+            if rank is not None and name not in heads and rank > limit:
                 raise ConfigError(f"{self.name}: rank {rank} is too large for {name!r}; allowed: 1 to {limit}")
 
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:

@@ -31,6 +31,7 @@ from typing import Any, ClassVar, final
 
 from lowrank import registry
 from lowrank.spec import PartOptions
+from lowrank.strict import parse
 
 
 class Part:
@@ -43,8 +44,12 @@ class Part:
 
     @final
     def __init__(self, options: Any = None, **values: Any) -> None:
-        """Takes a validated options record, or the options themselves."""
-        self.options: Any = options if options is not None else self.Options(**values)
+        """Takes a validated options record, or the options themselves.
+
+        Raises:
+            ConfigError: an option is unknown or out of range.
+        """
+        self.options: Any = options if options is not None else parse(self.Options, values, self.name)
         self.setup()
 
     def setup(self) -> None:
