@@ -24,26 +24,38 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D) or hasattr(module, "dense_weight")
 
 
+def output_embedding(model: nn.Module) -> nn.Module | None:
+    """The vocabulary projection of a language model (lm_head), or None."""
+    getter = getattr(model, "get_output_embeddings", None)
+    return getter() if getter is not None else None
+
+
 def head_names(model: nn.Module) -> list[str]:
-    """Names of the modules outside the trunk: classifier, pre_classifier, lm_head, ..."""
+    """Names of the task layers outside the trunk: classifier, pre_classifier, ...
+
+    A vocabulary projection is no head: it comes with the base, often tied to the embeddings.
+    """
     prefix = getattr(model, "base_model_prefix", "")
     if not prefix or not hasattr(model, prefix):
         return []
-    trunk = getattr(model, prefix)
-    return [name for name, child in model.named_children() if child is not trunk]
+    outside = (getattr(model, prefix), output_embedding(model))
+    return [name for name, child in model.named_children() if not any(child is other for other in outside)]
 
 
 def linear_names(model: nn.Module, *, head: bool) -> list[str]:
     """Dotted names of the linear layers of the trunk (`head=False`) or of the head (`head=True`).
 
-    A module that is used in two places is named once.
+    A module that is used in two places is named once. The vocabulary projection belongs to neither,
+    as in PEFT's `all-linear`; a pattern that names it reaches it.
     """
-    heads = head_names(model)
-    in_head = {name: any(name == h or name.startswith(f"{h}.") for h in heads) for name, _ in model.named_modules()}
+    heads, vocabulary = head_names(model), output_embedding(model)
     return [
         name
         for name, module in model.named_modules()
-        if is_linear(module) and in_head[name] == head and not name.endswith(".base")
+        if is_linear(module)
+        and module is not vocabulary
+        and any(name == h or name.startswith(f"{h}.") for h in heads) == head
+        and not name.endswith(".base")
     ]
 
 
@@ -55,7 +67,7 @@ def select(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     """
     patterns = [targets] if isinstance(targets, str) else list(targets)
     modules = {name: module for name, module in model.named_modules() if name}
-    linear = [*linear_names(model, head=False), *linear_names(model, head=True)]
+    linear = {name for name, module in modules.items() if is_linear(module) and not name.endswith(".base")}
     chosen: set[str] = set()
     for pattern in patterns:
         if pattern == ALL_LINEAR:

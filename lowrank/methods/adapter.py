@@ -14,7 +14,6 @@ from lowrank.methods.part import Part
 from lowrank.spec import PartOptions
 from lowrank.targets import ALL_LINEAR, head_names, linear_names, select
 
-
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 """One pattern or several; one alone means the same as a list of it, so both give the same run id."""
 
