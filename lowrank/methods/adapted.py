@@ -29,8 +29,8 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
-        self.base_product: Callable[[Tensor], Tensor] = base
-        """x (..., in) -> base output (..., out); a part may put a cheaper product here."""
+        self.base_product: Callable[[Tensor], Tensor] | None = None
+        """x (..., in) -> base output (..., out), where a part computes it another way; None asks the base."""
         self.keep: Any = None
         """How the input is kept for weight gradients; None keeps it as it is."""
 
@@ -55,8 +55,8 @@ class AdaptedLinear(nn.Module):
         return features(self.base)[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> y (..., out)."""
-        y = self.base_product(x)
+        """x (..., in) -> y (..., out). Each adapter may write into the y it is given."""
+        y = self.base(x) if self.base_product is None else self.base_product(x)
         for adapter in self.adapters.values():
             y = adapter(x, y, self)
         return y
@@ -89,7 +89,7 @@ def add_to_weight(module: nn.Module, delta: Tensor) -> None:
         cast(Any, module).add_to_weight(delta)
     else:
         weight = dense_weight(module)
-        weight += delta.to(weight.dtype)
+        weight += delta  # summed in the wider dtype, rounded once
 
 
 def adapt(model: nn.Module, name: str) -> AdaptedLinear:
@@ -114,6 +114,20 @@ def add_adapter(model: nn.Module, name: str, kind: str, adapter: nn.Module) -> N
     layer.adapters[kind] = adapter
 
 
+@torch.no_grad()
+def untie(model: nn.Module, module: nn.Module) -> None:
+    """Gives `module` a weight of its own where another module holds the same one, as a tied lm_head does.
+
+    Without this, folding a delta into the projection would change the embedding as well.
+    """
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return
+    holders = [other for other in model.modules() if other._parameters.get("weight") is weight]
+    if len(holders) > 1:
+        module._parameters["weight"] = nn.Parameter(weight.clone(), weight.requires_grad)
+
+
 def adapted(model: nn.Module, kind: str | None = None) -> Iterator[tuple[str, AdaptedLinear]]:
     """Every wrapper with its name; of those, the ones with an adapter of that kind."""
     for name, module in model.named_modules():
@@ -124,7 +138,7 @@ def adapted(model: nn.Module, kind: str | None = None) -> Iterator[tuple[str, Ad
 def strip(model: nn.Module) -> None:
     """Puts plain layers back where a wrapper has nothing left to do."""
     for _, layer in list(adapted(model)):
-        if not layer.adapters and layer.keep is None:
+        if not layer.adapters and layer.keep is None and layer.base_product is None:
             replace(model, layer, layer.base)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from pydantic import BeforeValidator
 from torch import nn
 
 from lowrank.errors import ConfigError
-from lowrank.methods.adapted import adapt, adapted, add_adapter, add_to_weight, features, strip
+from lowrank.methods.adapted import adapt, adapted, add_adapter, add_to_weight, features, strip, untie
 from lowrank.methods.part import Part
 from lowrank.spec import PartOptions
 from lowrank.targets import ALL_LINEAR, head_names, linear_names, select
@@ -27,6 +28,9 @@ class AdapterOptions(PartOptions):
     """The layers outside the trunk: left as they are, given adapters too, or trained whole."""
     bias: Literal["none", "all", "adapted"] = "none"
     """Which biases train: none, all of the model, or those of the adapted layers."""
+    rest: Literal["frozen", "trained"] = "frozen"
+    """Everything that is neither an adapted layer nor the head: embeddings, norms, other layers. Trained
+    where a model is pre-trained from random weights, as ReLoRA and LTE do."""
 
 
 class AdapterPart(Part):
@@ -71,11 +75,17 @@ class AdapterPart(Part):
         names = self.names(model)
         for name in names:
             layer = model.get_submodule(name)
-            weight = next(layer.parameters())
+            held = next(itertools.chain(layer.parameters(), layer.buffers()))  # a coded base has no parameters
             adapter = self.new_adapter(*features(getattr(layer, "base", layer)), generator)
-            add_adapter(model, name, self.name, adapter.to(weight.device))
+            add_adapter(model, name, self.name, adapter.to(held.device))
+        heads = head_names(model)
+        if self.options.rest == "trained":
+            apart = [layer for _, layer in adapted(model, self.name)] + [model.get_submodule(head) for head in heads]
+            kept = {parameter for module in apart for parameter in module.parameters()}
+            for parameter in set(model.parameters()) - kept:
+                parameter.requires_grad_(True)
         if self.options.head == "trained":
-            for head in head_names(model):
+            for head in heads:
                 model.get_submodule(head).requires_grad_(True)
         for module_name, module in model.named_modules():
             bias = getattr(module, "bias", None)
@@ -89,6 +99,7 @@ class AdapterPart(Part):
         """W <- W + delta in every adapted layer, and the adapters come off."""
         for name, layer in list(adapted(model, self.name)):
             adapter: Any = layer.adapters[self.name]
+            untie(model, layer.base)
             add_to_weight(layer.base, adapter.delta_weight(layer))
             self._merged.append((name, layer.adapters.pop(self.name)))
         strip(model)
