@@ -111,7 +111,8 @@ def add_adapter(model: nn.Module, name: str, kind: str, adapter: nn.Module) -> N
     layer = adapt(model, name)
     if kind in layer.adapters:
         raise ConfigError(f"{name}: {kind} is attached already; attach a chain once")
-    layer.adapters[kind] = adapter
+    # A fresh module is in training mode, whatever the model is in.
+    layer.adapters[kind] = adapter.train(layer.base.training)
 
 
 @torch.no_grad()
