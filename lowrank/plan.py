@@ -1,0 +1,108 @@
+"""The plan: everything a scale's studies need, as JSON that the Snakefile reads.
+
+Validating specs needs the parts, and the parts need torch; Snakemake parses its Snakefile again in
+every cluster job. So the plan is computed once, in a process of its own, and cached under a name
+made of everything it depends on. Reading it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from lowrank.errors import ConfigError
+from lowrank.files import REPOSITORY, canonical_json, read_json, write_json
+
+CACHE = Path(".lowrank")
+ENVIRONMENT = "LOWRANK_PLAN"
+"""Names the plan file to the commands that the workflow starts."""
+
+_WATCHED = ("lowrank/**/*.py", "workflow/studies/*.yaml", "resources/cards/**/*.yaml", "resources/reported/*.yaml")
+_WATCHED_DATA = ("resources/smoke/**/*",)
+
+
+def plan_path(scale: str, studies: list[str]) -> Path:
+    """Where the plan of these studies at this scale is cached; the name follows from what it depends on."""
+    sha = hashlib.sha256(canonical_json({"scale": scale, "studies": studies}).encode())
+    for pattern in (*_WATCHED, *_WATCHED_DATA):
+        for path in sorted(REPOSITORY.glob(pattern)):
+            if path.is_file() and "__pycache__" not in path.parts:
+                sha.update(str(path.relative_to(REPOSITORY)).encode())
+                sha.update(path.read_bytes())
+    return CACHE / f"plan-{sha.hexdigest()[:16]}.json"
+
+
+def current_plan(scale: str, studies: list[str]) -> tuple[Path, dict[str, Any]]:
+    """The plan, computed now if it is not cached.
+
+    Raises:
+        ConfigError: what the planning process said.
+    """
+    path = plan_path(scale, studies)
+    if not path.is_file():
+        command = [sys.executable, "-m", "lowrank.cli", "plan", "--scale", scale, "--out", str(path), *studies]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise ConfigError(done.stderr.strip() or done.stdout.strip())
+    return path, read_json(path)
+
+
+def load_plan() -> dict[str, Any]:
+    """The plan that the workflow named in the environment.
+
+    Raises:
+        ConfigError: not started by the workflow.
+    """
+    named = os.environ.get(ENVIRONMENT)
+    if named is None:
+        raise ConfigError(f"{ENVIRONMENT} is not set: this command is started by the workflow (see `snakemake -n`)")
+    plan: dict[str, Any] = read_json(Path(named))
+    return plan
+
+
+def make_plan(scale: str, names: list[str]) -> dict[str, Any]:
+    """Resolves studies into runs, packs, evaluations, data and cards; validates everything.
+
+    Args:
+        scale: smoke, laptop or paper.
+        names: studies, in the order in which the report shows them.
+
+    Raises:
+        ConfigError: any fault in a study, card or spec.
+    """
+    from lowrank.planning import Planner
+
+    planner = Planner(scale)
+    for name in names:
+        planner.add_study(name)
+    return planner.plan()
+
+
+def write_plan(path: Path, plan: dict[str, Any]) -> None:
+    """Caches a plan, and drops the ones that were there before it."""
+    write_json(path, plan)
+    stale = sorted(path.parent.glob("plan-*.json"), key=lambda file: file.stat().st_mtime)[:-8]
+    for old in stale:
+        old.unlink(missing_ok=True)
+
+
+def print_plan(plan: dict[str, Any]) -> str:
+    """The plan for a person: one line a study, then its packs."""
+    lines = []
+    for name, study in plan["studies"].items():
+        packs = [pack for pack in plan["packs"].values() if name in pack["owners"]]
+        runs = [run for run in plan["runs"].values() if name in run["owners"]]
+        steps = sum(run["steps"] for run in runs)
+        lines.append(f"{name} ({plan['scale']}): {len(runs)} runs in {len(packs)} packs, {steps} steps, about {study['minutes']:g} min")
+        lines += [f"  {pack['name']}: {len(pack['members'])} runs" for pack in packs]
+    return "\n".join(lines)
+
+
+def dump(plan: dict[str, Any]) -> str:
+    """The plan as JSON text."""
+    return json.dumps(plan, indent=1, sort_keys=True)

@@ -1,0 +1,179 @@
+"""A study: YAML that names runs and says what to show of them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from lowrank.errors import ConfigError
+from lowrank.files import REPOSITORY, read_yaml
+from lowrank.registry import part
+from lowrank.spec import DataSpec, EvalSpec, ModelSpec, RunSpec, TrainSpec
+from lowrank.strict import Name, PositiveFloat, PositiveInt, Strict, parse, suggest
+
+STUDIES = REPOSITORY / "workflow" / "studies"
+
+Scale = Literal["smoke", "laptop", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "laptop", "paper")
+
+_SECTIONS: dict[str, type[Strict]] = {"train": TrainSpec, "model": ModelSpec, "data": DataSpec}
+
+
+class Arm(Strict):
+    """One method of a study."""
+
+    title: str
+    chain: Any
+    set: dict[str, Any] = {}
+    """Values that differ from the study's base."""
+    keep_weights: Literal["all", "none"] = "all"
+    """`none` scores the run in its training job and keeps no weights."""
+
+
+class ScaleSpec(Strict):
+    """What a study is at one scale: only sizes, sources and grids differ."""
+
+    base: dict[str, Any]
+    """Sections of the RunSpec that every run shares."""
+    sweeps: dict[str, tuple[dict[str, Any], ...]]
+    """Arm -> grids; each grid is the product of its axes."""
+    dropped: str = ""
+    """What of the document's own grid is left out here, and why."""
+    pack_size: PositiveInt = 64
+    """Most runs in one pack."""
+    minutes: PositiveFloat
+    """How long it takes on a quiet machine of that scale, for the forecast that is printed first."""
+    mem_mb: PositiveInt = 2000
+    gpus: Literal[0, 1] = 0
+
+
+class Study(Strict):
+    """One document's questions, runs and views."""
+
+    study: Name
+    title: str
+    document: str
+    source: str
+    question: str
+    protocol: tuple[str, ...]
+    """Sentences of the protocol box."""
+    arms: dict[Name, Arm]
+    pack: tuple[str, ...] = ()
+    """Axes along which runs are trained together."""
+    evaluations: dict[Name, EvalSpec]
+    scales: dict[Scale, ScaleSpec]
+    tables: Any = None
+    figures: Any = None
+    claims: Any = None
+    """Views; `lowrank.report.views` reads them."""
+
+
+class Point(Strict):
+    """One run of a study: the arm and axes it stands for, and its spec."""
+
+    arm: str
+    axes: dict[str, Any]
+    spec: RunSpec
+
+
+def studies() -> list[str]:
+    """Names of the studies that exist."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def load_study(name: str) -> Study:
+    """Reads and checks `workflow/studies/<name>.yaml`.
+
+    Raises:
+        ConfigError: no such study, or a fault in it.
+    """
+    if name not in studies():
+        raise ConfigError(f"unknown study {name!r}{suggest(name, studies())}")
+    path = STUDIES / f"{name}.yaml"
+    study = parse(Study, read_yaml(path), _shown(path))
+    if study.study != name:
+        raise ConfigError(f"{_shown(path)}: study: {study.study!r}, but the file is called {name!r}")
+    for scale, spec in study.scales.items():
+        for arm in spec.sweeps:
+            if arm not in study.arms:
+                where = f"{_shown(path)}: scales.{scale}.sweeps"
+                raise ConfigError(f"{where}: unknown arm {arm!r}{suggest(arm, study.arms)}")
+    return study
+
+
+def points(study: Study, scale: Scale) -> Iterator[Point]:
+    """Every run of a study at a scale, grid by grid.
+
+    Raises:
+        ConfigError: the scale is missing, an axis is unknown, or a value is out of range.
+    """
+    if scale not in study.scales:
+        raise ConfigError(f"study {study.study}: no scale {scale!r}{suggest(scale, study.scales)}")
+    where = f"{_shown(STUDIES / f'{study.study}.yaml')}: scales.{scale}"
+    spec = study.scales[scale]
+    for name, grids in spec.sweeps.items():
+        arm = study.arms[name]
+        for index, grid in enumerate(grids):
+            place = f"{where}.sweeps.{name}.{index}"
+            axes = {axis: value if isinstance(value, list) else [value] for axis, value in grid.items()}
+            for values in itertools.product(*axes.values()):
+                chosen = dict(zip(axes, values, strict=True))
+                yield Point(arm=name, axes=chosen, spec=_spec(spec.base, arm, chosen, place))
+
+
+def _spec(base: dict[str, Any], arm: Arm, axes: dict[str, Any], where: str) -> RunSpec:
+    raw = copy.deepcopy(base)
+    raw["chain"] = _chain(arm.chain, where)
+    for axis, value in {**arm.set, **axes}.items():
+        set_axis(raw, axis, value, where)
+    return parse(RunSpec, raw, where)
+
+
+def _chain(chain: Any, where: str) -> list[dict[str, Any]]:
+    entries = chain.split("+") if isinstance(chain, str) else chain
+    if not isinstance(entries, list):
+        raise ConfigError(f"{where}: a chain is a list of parts or a string such as 'nf4+lora'; found {chain!r}")
+    return [{"part": entry} if isinstance(entry, str) else dict(entry) for entry in entries]
+
+
+def set_axis(raw: dict[str, Any], axis: str, value: Any, where: str) -> None:
+    """Sets an axis in an unparsed spec.
+
+    Args:
+        raw: the spec; its chain is a list of mappings.
+        axis: `seed`, a field of train, model or data (`lr`, `train.lr`), or an option of a part
+            (`rank`, `lora.rank`). A bare name must be unique.
+        value: unparsed.
+        where: starts the message.
+
+    Raises:
+        ConfigError: the axis is unknown or ambiguous.
+    """
+    if axis in ("seed", "task"):
+        raw[axis] = value
+        return
+    owners: dict[str, dict[str, Any]] = {}
+    known: set[str] = {"seed", "task"}
+    for section, record in _SECTIONS.items():
+        for field in record.model_fields:
+            known |= {field, f"{section}.{field}"}
+            if axis in (field, f"{section}.{field}"):
+                owners[f"{section}.{field}"] = raw.setdefault(section, {})
+    for entry in raw["chain"]:
+        for field in part(entry["part"]).Options.model_fields:
+            known |= {field, f"{entry['part']}.{field}"}
+            if axis in (field, f"{entry['part']}.{field}"):
+                owners[f"{entry['part']}.{field}"] = entry
+    if not owners:
+        raise ConfigError(f"{where}: unknown axis {axis!r}{suggest(axis, known)}")
+    if len(owners) > 1:
+        raise ConfigError(f"{where}: axis {axis!r} is ambiguous: {', '.join(sorted(owners))}; write one of these")
+    (owner,) = owners.values()
+    owner[axis.rsplit(".", 1)[-1]] = value
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))

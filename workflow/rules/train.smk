@@ -1,0 +1,90 @@
+"""One rule per pack. Its outputs are `update(...)`d: a member that is finished is never trained again.
+
+A rule that lists its members as plain outputs would wipe and retrain all of them when one is missing.
+"""
+
+RUN_FILES = ("spec.json", "history.parquet", "manifest.json")
+
+
+def run_files(pack):
+    names = RUN_FILES + (("weights.safetensors",) if pack["keep_weights"] else ())
+    return [f"results/runs/{run}/{name}" for run in pack["members"] for name in names]
+
+
+def scores(pack, evaluation):
+    return [f"results/runs/{run}/eval/{evaluation}.json" for run in pack["members"]]
+
+
+def trained(pack):
+    """What training a pack writes; where no weights are kept, the scores too."""
+    files = run_files(pack)
+    if not pack["keep_weights"]:
+        files += [file for name in pack["evaluations"] for file in scores(pack, name)]
+    return files
+
+
+def mark_forced_runs():
+    """Leaves a mark for each run that --forcerun or --forceall names: its pack's job would skip it."""
+    settings = workflow.dag_settings
+    forced = {str(name) for name in settings.forcerun}
+    for pack in PLAN["packs"].values():
+        rule_forced = settings.forceall or f"train_{rule_name(pack)}" in forced
+        for run in pack["members"]:
+            if rule_forced or any(name.startswith(f"results/runs/{run}/") for name in forced):
+                os.makedirs("work/forced", exist_ok=True)
+                open(f"work/forced/{run}", "w").close()
+
+
+def rule_name(pack):
+    return pack["name"].replace(".", "_").replace("-", "_")
+
+
+for pack in PLAN["packs"].values():
+
+    rule:
+        name:
+            f"train_{rule_name(pack)}"
+        input:
+            data=f"resources/prepared/{pack['data']}/manifest.json",
+            cards=[f"resources/downloads/{card}/manifest.json" for card in pack["cards"]],
+            base=[f"results/runs/{pack['base']}/weights.safetensors"] if pack["base"] else [],
+        output:
+            [update(file) for file in trained(pack)],
+        params:
+            pack=pack["name"],
+            code=pack["code"],
+        # The longest packs first, so that no core idles at the end.
+        priority: pack["steps"]
+        threads: 1
+        resources:
+            mem_mb=pack["mem_mb"],
+        log:
+            f"logs/train/{pack['name']}.log",
+        benchmark:
+            f"logs/benchmarks/train/{pack['name']}.tsv"
+        shell:
+            "lowrank train {params.pack:q} --threads {threads} > {log} 2>&1 || {{ code=$?; tail -n 20 {log} >&2; exit $code; }}"
+
+    for evaluation in pack["evaluations"] if pack["keep_weights"] else []:
+
+        rule:
+            name:
+                f"evaluate_{rule_name(pack)}_{evaluation.replace('-', '_')}"
+            input:
+                run_files(pack),
+                data=f"resources/prepared/{pack['data']}/manifest.json",
+            output:
+                [update(file) for file in scores(pack, evaluation)],
+            params:
+                pack=pack["name"],
+                evaluation=evaluation,
+                code=pack["evaluate_code"],
+            threads: 1
+            resources:
+                mem_mb=pack["mem_mb"],
+            log:
+                f"logs/evaluate/{pack['name']}-{evaluation}.log",
+            benchmark:
+                f"logs/benchmarks/evaluate/{pack['name']}-{evaluation}.tsv"
+            shell:
+                "lowrank evaluate {params.pack:q} {params.evaluation:q} --threads {threads} > {log} 2>&1 || {{ code=$?; tail -n 20 {log} >&2; exit $code; }}"
