@@ -1,0 +1,212 @@
+"""Cards: what each dataset and model is, where it comes from, and the identity that enters a run's hash.
+
+A card is one real thing with one source (`resources/cards/{data,models}/<name>.yaml`). This module
+reads cards without torch, transformers or the network, since the workflow's plan needs their pins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from lowrank.errors import ConfigError, UnavailableError
+from lowrank.files import REPOSITORY, canonical_json, read_yaml, sha256_file
+from lowrank.sources import AnySource, Files, FileSource, HubSource, LocalSource, TrainedSource, WheelSource
+from lowrank.spec import DataSpec, RunSpec, data_id, run_id
+from lowrank.strict import Name, Strict, parse, suggest
+
+CARDS = REPOSITORY / "resources" / "cards"
+
+HASHED_WHILE_PLANNING_BYTES = 64 * 2**20
+"""Local files up to this size are hashed to know their pin; a larger one states its sha256 in the card."""
+
+
+class _Card(Strict):
+    name: Name
+    title: str = Field(min_length=1)
+    """The real name, as column heads show it."""
+    licence: str = Field(min_length=1)
+    homepage: str
+    facts: str
+    """Rows, sizes, and how we know: free text for the reader."""
+
+
+class DataCard(_Card):
+    """One dataset."""
+
+    task: Literal["classification", "text"]
+    source: FileSource
+    reader: Name
+    """A function of `lowrank.data.readers`."""
+    text: str = "text"
+    """The field that holds the text."""
+    label: str = "label"
+    """The field that holds the label, a name or an index into `labels`."""
+    labels: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Labels whose rows are not read."""
+
+    @model_validator(mode="after")
+    def _labels_fit_task(self) -> DataCard:
+        if self.task == "classification" and len(set(self.labels)) < max(2, len(self.labels)):
+            raise ValueError(f"labels {list(self.labels)} are refused; allowed: two or more different names")
+        if self.task == "text" and (self.labels or self.left_out):
+            raise ValueError(f"labels {list(self.labels)} are refused: task 'text' has none")
+        return self
+
+    @property
+    def pin(self) -> str:
+        """Identity of the rows: the source, and 8 hex digits over how it is read."""
+        reading = self.model_dump(mode="json", include={"task", "reader", "text", "label", "labels", "left_out"})
+        return f"{_source_pin(self, self.source)}-{_digits(reading)}"
+
+
+class ModelCard(_Card):
+    """One base model, or one architecture that starts from random weights."""
+
+    init: Literal["pretrained", "random"]
+    source: AnySource
+    config: dict[str, int | float | str | bool | None] = Field(min_length=1)
+    """Facts of `config.json`, known before anything is fetched; checked against the file."""
+    tokenizer: Name | None = None
+    """The model card whose `tokenizer.json` is used; None is this one's own."""
+
+    @property
+    def pin(self) -> str:
+        """Identity of the weights and of the tokenizer that belongs to them."""
+        return _model_pin(self, ())
+
+
+Card = DataCard | ModelCard
+_Kind = TypeVar("_Kind", DataCard, ModelCard)
+
+
+def data_card(name: str) -> DataCard:
+    """The dataset card of that name.
+
+    Raises:
+        ConfigError: no such card, or a fault in it.
+    """
+    return _read(DataCard, "data", name)
+
+
+def model_card(name: str) -> ModelCard:
+    """The model card of that name.
+
+    Raises:
+        ConfigError: no such card, or a fault in it.
+    """
+    return _read(ModelCard, "models", name)
+
+
+def card_names(kind: Literal["data", "models"]) -> list[str]:
+    """Every card of a kind, in alphabetical order."""
+    return sorted(file.stem for file in (CARDS / kind).glob("*.yaml"))
+
+
+def run_spec(card: ModelCard) -> RunSpec:
+    """The run whose weights a `trained` card holds.
+
+    Raises:
+        ConfigError: the card is not trained, or its run does not start from a random base.
+    """
+    if not isinstance(card.source, TrainedSource):
+        raise ConfigError(f"model card {card.name!r} has a {card.source.kind} source; allowed here: trained")
+    spec = parse(RunSpec, card.source.run, f"model card {card.name!r}: source.run")
+    base = model_card(spec.model.card)
+    if base.init != "random":
+        raise ConfigError(
+            f"model card {card.name!r}: source.run starts from {base.name!r}, which is {base.init}; "
+            "allowed: a random base, since only such a run saves the whole model"
+        )
+    return spec
+
+
+def run_pins(model: ModelCard, data: DataCard) -> dict[str, str]:
+    """The identities that enter a run's hash, for `lowrank.spec.run_id`."""
+    return _run_pins(model, data, ())
+
+
+def prepared_id(spec: DataSpec, model: ModelCard, data: DataCard) -> str:
+    """The name of prepared data: rows and tokenizer decide, so models that share a tokenizer share it."""
+    tokenizer = tokenizer_card(model)
+    pins = {"tokenizer": f"{tokenizer.name}@{tokenizer.pin}", "data": f"{data.name}@{data.pin}"}
+    return data_id(spec, pins)
+
+
+def tokenizer_card(card: ModelCard) -> ModelCard:
+    """The card whose files hold the tokenizer of `card`: itself, the one it names, or its run's base."""
+    return _tokenizer_card(card, ())
+
+
+def _read(record: type[_Kind], folder: Literal["data", "models"], name: str) -> _Kind:
+    file = CARDS / folder / f"{name}.yaml"
+    known = card_names(folder)
+    if name not in known:
+        noun = {"data": "data", "models": "model"}[folder]
+        raise ConfigError(f"unknown {noun} card {name!r}{suggest(name, known)}")
+    card = parse(record, read_yaml(file), str(file))
+    if card.name != name:
+        raise ConfigError(f"{file}: name {card.name!r} is not the file's name; allowed: {name}")
+    return card
+
+
+def _run_pins(model: ModelCard, data: DataCard, trail: tuple[str, ...]) -> dict[str, str]:
+    return {"model": f"{model.name}@{_model_pin(model, trail)}", "data": f"{data.name}@{data.pin}"}
+
+
+def _model_pin(card: ModelCard, trail: tuple[str, ...]) -> str:
+    if isinstance(card.source, TrainedSource):
+        spec = run_spec(card)
+        base = model_card(spec.model.card)
+        own = run_id(spec, _run_pins(base, data_card(spec.data.card), _longer(trail, card)))
+    else:
+        own = _source_pin(card, card.source)
+    if card.tokenizer is None:
+        return f"{own}-{card.init}"
+    return f"{own}-{card.init}-{_digits(_model_pin(model_card(card.tokenizer), _longer(trail, card)))}"
+
+
+def _tokenizer_card(card: ModelCard, trail: tuple[str, ...]) -> ModelCard:
+    if card.tokenizer is not None:
+        return _tokenizer_card(model_card(card.tokenizer), _longer(trail, card))
+    if isinstance(card.source, TrainedSource):
+        return _tokenizer_card(model_card(run_spec(card).model.card), _longer(trail, card))
+    return card
+
+
+def _longer(trail: tuple[str, ...], card: ModelCard) -> tuple[str, ...]:
+    if card.name in trail:
+        raise ConfigError(f"model card {card.name!r} depends on itself: {' -> '.join([*trail, card.name])}")
+    return (*trail, card.name)
+
+
+def _source_pin(card: Card, source: Files) -> str:
+    if isinstance(source, HubSource):
+        return f"{source.revision}-{_digits(source.files)}"
+    if isinstance(source, WheelSource):
+        return f"{source.sha256}-{_digits(sorted(source.members))}"
+    return _digest({name: stated or _local_sha256(card, source, name) for name, stated in source.files.items()})
+
+
+def _local_sha256(card: Card, source: LocalSource, name: str) -> str:
+    file = source.folder / name
+    if not file.is_file():
+        raise UnavailableError(f"card {card.name!r}: no file {file}; put it there, or correct source.path in the card")
+    size = file.stat().st_size
+    if size > HASHED_WHILE_PLANNING_BYTES:
+        raise ConfigError(
+            f"card {card.name!r}: {file} is {size} bytes and has no sha256 in the card; "
+            f"allowed without: up to {HASHED_WHILE_PLANNING_BYTES} bytes"
+        )
+    return sha256_file(file)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def _digits(value: object) -> str:
+    return _digest(value)[:8]

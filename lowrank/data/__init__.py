@@ -1,0 +1,1 @@
+"""From a card to batches: fetch, read, split, tokenise, batch."""

@@ -1,0 +1,96 @@
+"""Prepared splits as memory maps, their order, and batches of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lowrank.errors import IntegrityError
+
+IGNORED = -100
+"""The label of a position where nothing is predicted."""
+
+
+class Split:
+    """One prepared split. The arrays are mapped, not read: opening costs no memory.
+
+    Attributes:
+        tokens: (tokens,) int32, all rows end to end.
+        offsets: (rows + 1,) int64, where each row starts.
+        labels: (rows,) int64 for classification, else None.
+
+    Raises:
+        IntegrityError: the file is missing, cut off, or not in this form.
+    """
+
+    def __init__(self, file: Path) -> None:
+        try:
+            with safe_open(file, framework="pt") as arrays:
+                self.tokens: Tensor = arrays.get_tensor("tokens")
+                self.offsets: Tensor = arrays.get_tensor("offsets")
+                self.labels: Tensor | None = arrays.get_tensor("labels") if "labels" in arrays.keys() else None  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise IntegrityError(f"{file}: not a prepared split ({error})") from None
+        self.file = file
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row, (rows,) int64."""
+        return self.offsets.diff()
+
+
+def order(rows: int, seed: int, epoch: int) -> Tensor:
+    """The rows of an epoch in the order they are trained on: (rows,) int64.
+
+    A pure function of its arguments, so a resumed run sees what an uninterrupted one would have seen.
+
+    Args:
+        rows: how many there are.
+        seed: the run's seed.
+        epoch: counted from 0.
+    """
+    # SeedSequence mixes both numbers: no two (seed, epoch) share an order, as seed + epoch would.
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(rows))
+
+
+def batch(
+    split: Split, indices: Tensor, *, pad: Literal["longest", "max_length"], max_length: int, pad_id: int, task: str
+) -> dict[str, Tensor]:
+    """Rows of a split as tensors that a transformers model takes.
+
+    Args:
+        split: where the rows are.
+        indices: (B,) int64, which rows.
+        pad: to the longest row of the batch, or to `max_length`.
+        max_length: T at most, in tokens; longer rows are cut.
+        pad_id: what fills up short rows.
+        task: `classification`: labels (B,) int64. `causal_lm`: labels (B, T) int64, -100 at padding; the model
+            or the loss shifts them by one.
+
+    Returns:
+        input_ids (B, T) int64, attention_mask (B, T) int64 and labels.
+
+    Raises:
+        IntegrityError: classification of a split without labels.
+    """
+    starts = split.offsets[indices]
+    lengths = (split.offsets[indices + 1] - starts).clamp(max=max_length)
+    columns = torch.arange(max_length if pad == "max_length" else int(lengths.max()))
+    real = columns < lengths[:, None]  # (B, T)
+    input_ids = torch.full(real.shape, pad_id)
+    input_ids[real] = split.tokens[(starts[:, None] + columns)[real]].long()
+    if task == "causal_lm":
+        labels = input_ids.masked_fill(~real, IGNORED)
+    elif split.labels is not None:
+        labels = split.labels[indices]
+    else:
+        raise IntegrityError(f"{split.file}: has no labels, which task {task!r} needs")
+    return {"input_ids": input_ids, "attention_mask": real.long(), "labels": labels}

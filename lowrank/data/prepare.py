@@ -1,0 +1,108 @@
+"""Prepares data: read, split, tokenise once, write what training maps into memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+
+from lowrank.cards import DataCard, data_card, model_card, prepared_id, tokenizer_card
+from lowrank.data.fetch import files_of
+from lowrank.data.readers import Row, read
+from lowrank.data.splits import repeats_across, split_rows
+from lowrank.data.tokens import END_TOKENS, end_to_end, find_token, load_tokenizer, pad_token, tokenise, windows
+from lowrank.errors import ConfigError
+from lowrank.files import replacing_folder, seal
+from lowrank.spec import DataSpec
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
+    """Writes the three splits of a dataset, tokenised for a model, and a sealed manifest.
+
+    Classification: `tokens` (int32, all examples end to end), `offsets` (int64, rows + 1), `labels` (int64,
+    rows); examples are cut at `max_length`. Text: the documents are packed into one stream, each ended by
+    the tokenizer's end token; `offsets` cuts it into rows of `max_length`, `documents` (int64,
+    documents + 1) says where each document starts.
+
+    Args:
+        spec: which data, how many rows, how long.
+        model: name of the model card whose tokenizer and sizes apply.
+        downloads: where `fetch` put the cards.
+        out: the folder to write, named `lowrank.cards.prepared_id(...)`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: rows, lengths or tokens that do not fit.
+        IntegrityError: a row that is not what the card says.
+        UnavailableError: a card that is not fetched.
+    """
+    card, base = data_card(spec.card), model_card(model)
+    holder = tokenizer_card(base)
+    file = files_of(holder, downloads) / "tokenizer.json"
+    tokenizer = load_tokenizer(file, base, spec.max_length)
+    pad_id = pad_token(tokenizer, file, card.task)
+    splits = split_rows(read(card, files_of(card, downloads)), spec)
+    with replacing_folder(out) as folder:
+        facts = {name: _write_split(name, rows, card, spec, tokenizer, folder) for name, rows in splits.items()}
+        manifest = {
+            "id": prepared_id(spec, base, card),
+            "spec": spec.model_dump(mode="json", exclude_defaults=True),
+            "data": {"card": card.name, "title": card.title, "pin": card.pin},
+            "tokenizer": {"card": holder.name, "pin": holder.pin},
+            "task": card.task,
+            "labels": list(card.labels),
+            "pad_id": pad_id,
+            "special_ids": {t.content: i for i, t in sorted(tokenizer.get_added_tokens_decoder().items()) if t.special},
+            "splits": facts,
+            "repeats_across_splits": repeats_across(splits),
+        }
+        seal(folder, manifest)
+    return out
+
+
+def _write_split(
+    name: str, rows: list[Row], card: DataCard, spec: DataSpec, tokenizer: Tokenizer, folder: Path
+) -> dict[str, Any]:
+    """Writes one split; returns what the manifest says of it."""
+    if card.task == "classification":
+        arrays, facts = _examples(rows, card, spec, tokenizer)
+    else:
+        arrays, facts = _stream(rows, spec, tokenizer)
+    count = len(arrays["offsets"]) - 1
+    if count < 2:
+        raise ConfigError(f"data {card.name!r}: split {name!r} has {count} rows; allowed: two or more")
+    save_file(arrays, folder / f"{name}.safetensors")
+    longest = int(np.diff(arrays["offsets"]).max())
+    return {"rows": count, "tokens": len(arrays["tokens"]), "longest": longest, **facts}
+
+
+def _examples(rows: list[Row], card: DataCard, spec: DataSpec, tokenizer: Tokenizer) -> tuple[Arrays, dict[str, Any]]:
+    tokenizer.enable_truncation(spec.max_length)
+    pieces, cut = [], 0
+    for encoding in tokenise(tokenizer, rows):
+        pieces.append(encoding.ids)
+        cut += bool(encoding.overflowing)
+    tokens, offsets = end_to_end(pieces)
+    labels = np.array([row.label for row in rows], dtype=np.int64)
+    counts = Counter(card.labels[row.label] for row in rows if row.label is not None)
+    return {"tokens": tokens, "offsets": offsets, "labels": labels}, {"cut_rows": cut, "rows_per_label": dict(counts)}
+
+
+def _stream(rows: list[Row], spec: DataSpec, tokenizer: Tokenizer) -> tuple[Arrays, dict[str, Any]]:
+    end = find_token(tokenizer, END_TOKENS)
+    pieces = []
+    for encoding in tokenise(tokenizer, rows):
+        ids = encoding.ids
+        pieces.append(ids if end is None or ids[-1] == end else [*ids, end])
+    tokens, documents = end_to_end(pieces)
+    offsets = windows(len(tokens), spec.max_length)
+    return {"tokens": tokens, "offsets": offsets, "documents": documents}, {"documents": len(rows)}

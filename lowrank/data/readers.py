@@ -1,0 +1,112 @@
+"""Readers: from a card's files to rows. One small function per file format, found by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lowrank.cards import DataCard
+from lowrank.errors import ConfigError, IntegrityError
+from lowrank.sources import WheelSource
+from lowrank.strict import suggest
+
+SPLITS = ("train", "validation", "test")
+
+Record = tuple[str, Mapping[str, Any]]
+"""Where a record stands, for messages, and its fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example or document."""
+
+    text: str
+    label: int | None
+    split: str | None
+    """Where its file's name puts it; None where the data has no splits of its own."""
+
+
+def _jsonl(file: Path) -> Iterator[Record]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield f"{file.name}:{number}", json.loads(line)
+            except ValueError as error:
+                raise IntegrityError(f"{file.name}:{number}: not valid JSON ({error})") from None
+
+
+def _json_mapping(file: Path) -> Iterator[Record]:
+    for key, record in json.loads(file.read_text(encoding="utf-8")).items():
+        yield f"{file.name}[{key!r}]", record
+
+
+def _parquet(file: Path) -> Iterator[Record]:
+    from pyarrow import parquet  # a third of a second, and only hub data needs it
+
+    number = 0
+    for batch in parquet.ParquetFile(file).iter_batches():
+        for record in batch.to_pylist():
+            yield f"{file.name} row {number}", record
+            number += 1
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    "jsonl": _jsonl,
+    "json_mapping": _json_mapping,
+    "parquet": _parquet,
+}
+
+
+def read(card: DataCard, folder: Path) -> list[Row]:
+    """Every row of a dataset, in the order of its files.
+
+    Raises:
+        ConfigError: no such reader.
+        IntegrityError: a row without text, or with a label that the card does not name.
+    """
+    if card.reader not in READERS:
+        raise ConfigError(f"data card {card.name!r}: unknown reader {card.reader!r}{suggest(card.reader, READERS)}")
+    rows = []
+    for name in _file_names(card):
+        split = _split_of(name)
+        for place, record in READERS[card.reader](folder / name):
+            if record.get(card.label) in card.left_out:
+                continue
+            rows.append(Row(_text(card, place, record), _label(card, place, record), split))
+    return rows
+
+
+def _file_names(card: DataCard) -> list[str]:
+    if isinstance(card.source, WheelSource):
+        return [PurePosixPath(member).name for member in card.source.members]
+    return list(card.source.files)
+
+
+def _split_of(name: str) -> str | None:
+    """`data/train-00000-of-00001.parquet` -> train; `topics.jsonl` -> None."""
+    first = re.split(r"[-_.]", PurePosixPath(name).name)[0]
+    return first if first in SPLITS else None
+
+
+def _text(card: DataCard, place: str, record: Mapping[str, Any]) -> str:
+    text = record.get(card.text)
+    if not isinstance(text, str) or not text.strip():
+        raise IntegrityError(
+            f"data card {card.name!r}: {place}: {card.text} is {text!r}; allowed: a text that says something"
+        )
+    return text
+
+
+def _label(card: DataCard, place: str, record: Mapping[str, Any]) -> int | None:
+    if card.task == "text":
+        return None
+    label = record.get(card.label)
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(card.labels):
+        return label
+    if isinstance(label, str) and label in card.labels:
+        return card.labels.index(label)
+    raise IntegrityError(f"data card {card.name!r}: {place}: {card.label} is {label!r}{suggest(label, card.labels)}")

@@ -1,0 +1,1 @@
+"""Base models, loaded from fetched files."""

