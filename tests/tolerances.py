@@ -1,0 +1,44 @@
+"""How far two tensors may be apart, with the reason of each. Tests take tolerances from here and nowhere else.
+
+All are for float32 unless the name says otherwise. float32 rounds to 6e-8 of a value; a sum of n
+products in another order differs by about sqrt(n) times that, relative to its largest term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """|actual - expected| <= absolute + relative * |expected|, element by element."""
+
+    relative: float
+    absolute: float
+    reason: str
+
+    def check(self, actual: Tensor, expected: Tensor) -> None:
+        """Raises AssertionError, naming the worst element, when the tensors are further apart."""
+        torch.testing.assert_close(actual, expected, rtol=self.relative, atol=self.absolute)
+
+
+BIT_EXACT = Tolerance(0.0, 0.0, "the same operations on the same values in the same order")
+
+MERGE = Tolerance(1e-5, 1e-6, "x(W + BA) against xW + xBA: the same sum in another order, and W + BA is rounded once")
+
+PEER_FORWARD = Tolerance(1e-5, 1e-6, "a peer may scale B instead of the product, and sum its terms in another order")
+
+PEER_GRADIENT = Tolerance(
+    1e-4, 1e-6, "as PEER_FORWARD, through one more product, and summed over all tokens of a batch"
+)
+
+PACK_20_STEPS = Tolerance(1e-6, 1e-6, "losses of a member in a pack and alone: batched products round differently")
+
+PACK_50_STEPS = Tolerance(1e-5, 1e-5, "as PACK_20_STEPS; each step feeds its rounding into the next")
+
+FLOAT64_IDENTITY = Tolerance(
+    1e-9, 1e-11, "an identity of real numbers, in double (1e-16 a rounding), through a few layers and Adam's division"
+)
