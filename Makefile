@@ -8,8 +8,9 @@
 -include .venv/made-with.mk
 export PYTHON TORCH_INDEX
 
-# The environment is ready when a file exists that is named after all that decides it.
-KEY := $(shell (pwd; echo "$(PYTHON) $(TORCH_INDEX)"; cat envs/torch.txt envs/lowrank.lock envs/install pyproject.toml) | git hash-object --stdin)
+# The environment is ready when a file exists that is named after all that decides it; settings of the
+# linters in pyproject.toml do not.
+KEY := $(shell (pwd; echo "$(PYTHON) $(TORCH_INDEX)"; cat envs/torch.txt envs/lowrank.lock envs/install; sed '/^\[tool.ruff/,$$d' pyproject.toml) | git hash-object --stdin)
 READY := .venv/ready-$(KEY)
 
 # Small jobs on few cores lose most of their speed to threads that wait busily.
