@@ -65,24 +65,6 @@ def load_plan() -> dict[str, Any]:
     return plan
 
 
-def make_plan(scale: str, names: list[str]) -> dict[str, Any]:
-    """Resolves studies into runs, packs, evaluations, data and cards; validates everything.
-
-    Args:
-        scale: smoke, laptop or paper.
-        names: studies, in the order in which the report shows them.
-
-    Raises:
-        ConfigError: any fault in a study, card or spec.
-    """
-    from lowrank.planning import Planner
-
-    planner = Planner(scale)
-    for name in names:
-        planner.add_study(name)
-    return planner.plan()
-
-
 def write_plan(path: Path, plan: dict[str, Any]) -> None:
     """Caches a plan, and drops the ones that were there before it."""
     write_json(path, plan)
@@ -98,7 +80,8 @@ def print_plan(plan: dict[str, Any]) -> str:
         packs = [pack for pack in plan["packs"].values() if name in pack["owners"]]
         runs = [run for run in plan["runs"].values() if name in run["owners"]]
         steps = sum(run["steps"] for run in runs)
-        lines.append(f"{name} ({plan['scale']}): {len(runs)} runs in {len(packs)} packs, {steps} steps, about {study['minutes']:g} min")
+        size = f"{len(runs)} runs in {len(packs)} packs, {steps} steps"
+        lines.append(f"{name} ({plan['scale']}): {size}, about {study['minutes']:g} min")
         lines += [f"  {pack['name']}: {len(pack['members'])} runs" for pack in packs]
     return "\n".join(lines)
 

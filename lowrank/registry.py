@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import pkgutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lowrank.errors import ConfigError
 from lowrank.strict import suggest
@@ -42,6 +43,11 @@ def part(name: object) -> type[Part]:
     Raises:
         ConfigError: no such part; names the nearest one.
     """
+    if isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(f"{_PACKAGE}.{name}"):
+        # A part stands in the module of its name, so a run imports its own parts and no others.
+        for found in vars(importlib.import_module(f"{_PACKAGE}.{name}")).values():
+            if isinstance(found, type) and vars(found).get("name") == name:
+                return cast("type[Part]", found)
     known = parts()
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"unknown part {name!r}{suggest(name, known)}")

@@ -1,0 +1,184 @@
+"""The `lowrank` command: what the workflow's rules call, and what people type."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# Before torch is imported: threads that wait must not burn the core that another job needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+
+from lowrank import plan as planning
+from lowrank.errors import ConfigError, LowrankError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Low-rank training: five documents regenerated, a verdict beside each published number.",
+)
+
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads")]
+Scale = Annotated[str, typer.Option(help="smoke, laptop or paper")]
+
+
+@app.command()
+def plan(
+    studies: Annotated[list[str] | None, typer.Argument(help="studies; all that exist when none is named")] = None,
+    scale: Scale = "laptop",
+    out: Annotated[Path | None, typer.Option(help="write the plan as JSON here")] = None,
+) -> None:
+    """Validate the studies and list their runs and packs, before anything is run."""
+    from lowrank.planning import make_plan
+    from lowrank.study import studies as known
+
+    made = make_plan(scale, studies or known())
+    if out is None:
+        print(planning.print_plan(made))
+    else:
+        planning.write_plan(out, made)
+
+
+@app.command()
+def fetch(card: Annotated[str, typer.Argument(help="name of a model or data card")]) -> None:
+    """Fetch what a card names, and check it. The only command that uses the network."""
+    from lowrank import jobs
+
+    jobs.fetch(card)
+
+
+@app.command()
+def prepare(data: Annotated[str, typer.Argument(help="id of prepared data, as the plan names it")]) -> None:
+    """Split and tokenise the data of the plan's runs, once."""
+    from lowrank import jobs
+
+    jobs.prepare(planning.load_plan(), _checked("data", data))
+
+
+@app.command()
+def train(
+    pack: Annotated[str, typer.Argument(help="id of a pack, as the plan names it")],
+    threads: Threads = 1,
+) -> None:
+    """Train the members of a pack that are not finished."""
+    from lowrank import jobs
+
+    jobs.train(planning.load_plan(), _checked("packs", pack), threads)
+
+
+@app.command()
+def evaluate(
+    pack: Annotated[str, typer.Argument(help="id of a pack, as the plan names it")],
+    evaluation: Annotated[str, typer.Argument(help="id of an evaluation, as the plan names it")],
+    threads: Threads = 1,
+) -> None:
+    """Score the members of a pack that are not scored."""
+    from lowrank import jobs
+
+    jobs.evaluate(planning.load_plan(), _checked("packs", pack), _checked("evaluations", evaluation), threads)
+
+
+@app.command()
+def tables(study: Annotated[str, typer.Argument(help="name of a study")]) -> None:
+    """Write a study's runs.csv, tables, figures and claims from the runs that exist."""
+    from lowrank import jobs
+
+    jobs.tables(planning.load_plan(), _checked("studies", study))
+
+
+@app.command()
+def page(study: Annotated[str, typer.Argument(help="name of a study")]) -> None:
+    """Execute a study's notebook and render it as a page."""
+    from lowrank import jobs
+
+    jobs.page(planning.load_plan(), _checked("studies", study))
+
+
+@app.command()
+def index() -> None:
+    """Render the front page over all studies of the plan."""
+    from lowrank import jobs
+
+    jobs.index(planning.load_plan())
+
+
+@app.command()
+def rerun(runs: Annotated[list[str], typer.Argument(help="run ids, as under results/runs")]) -> None:
+    """Forget runs, so that the workflow trains them again."""
+    from lowrank.run_folder import RUNS, forget
+    from lowrank.strict import suggest
+
+    for run in runs:
+        if not forget(run):
+            known = [path.name for path in RUNS.glob("*")]
+            raise ConfigError(f"no run {run!r} under {RUNS}{suggest(run, known)}")
+        print(f"{run}: forgotten; the next `snakemake --cores all all` trains it again")
+
+
+@app.command()
+def sweep(
+    lrs: Annotated[list[float] | None, typer.Option(help="learning rates; several may follow one --lrs")] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 5,
+    rank: Annotated[int, typer.Option(min=1)] = 128,
+    alpha: Annotated[float, typer.Option()] = 256,
+    batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", min=1)] = 32,
+    seed: Annotated[int, typer.Option(min=0)] = 42,
+    full_finetune: Annotated[bool, typer.Option("--full-finetune", help="train everything instead of LoRA")] = False,
+    scale: Scale = "laptop",
+    out: Annotated[Path, typer.Option(help="the file that is written")] = Path("results.json"),
+    threads: Threads = 1,
+) -> None:
+    """The LR-ratio document's own command line, with its defaults, writing its results.json."""
+    from lowrank.sweep import Sweep, run_sweep
+
+    asked = Sweep(
+        lrs=tuple(lrs or (1e-4, 5e-4, 1e-3)),
+        epochs=epochs,
+        rank=rank,
+        alpha=alpha,
+        batch_size=batch_size,
+        seed=seed,
+        full_finetune=full_finetune,
+    )
+    run_sweep(asked, scale, out, threads)
+
+
+def _checked(kind: str, name: str) -> str:
+    from lowrank.strict import suggest
+
+    known = planning.load_plan()[kind]
+    if name not in known:
+        raise ConfigError(f"{name!r} is not among the plan's {kind}{suggest(name, known)}")
+    return name
+
+
+def repeat_flag(arguments: list[str], flag: str) -> list[str]:
+    """`--lrs 1 2 3` as `--lrs 1 --lrs 2 --lrs 3`: the document writes several values behind one flag."""
+    spread: list[str] = []
+    inside = False
+    for argument in arguments:
+        value = not argument.startswith("-") or argument[1:2].isdigit()
+        if inside and value:
+            spread += [flag, argument]
+            continue
+        inside = argument == flag
+        if not inside:
+            spread.append(argument)
+    return spread
+
+
+def main() -> None:
+    """Entry point; a known failure is one sentence and its own exit code."""
+    try:
+        app(repeat_flag(sys.argv[1:], "--lrs"))
+    except LowrankError as error:
+        print(f"lowrank: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""One row per run of a study: what every table, figure and claim is computed from."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from lowrank.errors import IntegrityError
+from lowrank.files import MANIFEST, read_json, write_text
+from lowrank.run_folder import EVALUATIONS, RUNS
+
+SCORES = ("loss", "accuracy", "perplexity", "units")
+
+
+def collect(plan: dict[str, Any], study: str, out: Path, runs: Path = RUNS) -> list[dict[str, Any]]:
+    """Writes `runs.csv` and returns its rows. A run that is not there is a row that says so.
+
+    Args:
+        plan: from `lowrank.plan`.
+        study: its name.
+        out: the CSV file.
+        runs: where runs lie.
+    """
+    rows = [_row(plan, study, point, runs) for point in plan["studies"][study]["runs"]]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    write_text(out, text.getvalue())
+    return rows
+
+
+def _row(plan: dict[str, Any], study: str, point: dict[str, Any], runs: Path) -> dict[str, Any]:
+    run = point["run"]
+    entry = plan["runs"][run]
+    row: dict[str, Any] = {
+        "arm": point["arm"],
+        "run": run,
+        "pack": entry["pack"],
+        "status": "missing",
+        "cause": "",
+        **{axis: value for axis, value in point.items() if axis not in ("arm", "run")},
+        **entry["titles"],
+    }
+    try:
+        manifest = read_json(runs / run / MANIFEST)
+    except IntegrityError as error:
+        return {**row, "cause": f"not trained: {error}"}
+    device = manifest["provenance"]["device"]
+    row |= {"status": manifest["status"], "cause": manifest["cause"] or "", **manifest["metrics"]}
+    row |= {"device": device.get("gpu") or device.get("cpu"), "commit": manifest["provenance"]["commit"]}
+    for name in plan["packs"][entry["pack"]]["evaluations"]:
+        label = plan["evaluations"][name]["label"]
+        try:
+            record = read_json(runs / run / EVALUATIONS / f"{name}.json")
+        except IntegrityError as error:
+            if row["status"] == "ok":
+                row |= {"status": "failed", "cause": f"not scored: {error}"}
+            continue
+        row |= {f"{label}_{score}": record["metrics"].get(score) for score in SCORES}
+    return row

@@ -1,0 +1,97 @@
+"""The code a result depends on, as one hash: editing a comment changes nothing, editing `galore.py` only its users.
+
+Snakemake cannot see `import lowrank`, so rules take these digests as parameters. The closure follows
+every import that stands in a module, those inside functions too, but not the registry's discovery:
+a chain names its parts, and only those are added.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from lowrank import registry
+from lowrank.spec import RunSpec
+
+PACKAGE = Path(__file__).resolve().parent
+
+INERT = frozenset({"lowrank", "lowrank.console", "lowrank.errors"})
+"""Modules that cannot change a number: what is printed, and what a failure says."""
+
+
+def code_digest(entries: Iterable[str]) -> str:
+    """12 hex digits over every module of the package that `entries` reach.
+
+    Args:
+        entries: dotted module names, such as `lowrank.train.pack`.
+    """
+    sha = hashlib.sha256()
+    for module in sorted(closure(entries)):
+        sha.update(f"{module}\n{_stripped_source(_path(module))}\n".encode())
+    return sha.hexdigest()[:12]
+
+
+def train_digest(spec: RunSpec) -> str:
+    """The code that a training run can reach: the trainer and the parts of its chain."""
+    return code_digest(["lowrank.train.pack", *(registry.part(options.part).__module__ for options in spec.chain)])
+
+
+def evaluate_digest(spec: RunSpec) -> str:
+    """The code that scoring a run can reach."""
+    return code_digest(["lowrank.evaluate.pack", *(registry.part(options.part).__module__ for options in spec.chain)])
+
+
+def closure(entries: Iterable[str]) -> set[str]:
+    """Every module of the package that `entries` import, themselves included, inert ones left out."""
+    found: set[str] = set()
+    pending = [name for name in entries if name not in INERT]
+    while pending:
+        name = pending.pop()
+        if name in found:
+            continue
+        found.add(name)
+        pending += [other for other in _imports(_path(name)) if other not in INERT]
+    return found
+
+
+def _path(module: str) -> Path:
+    inside = PACKAGE.joinpath(*module.split(".")[1:])
+    return inside / "__init__.py" if inside.is_dir() else inside.with_suffix(".py")
+
+
+def _is_module(name: str) -> bool:
+    return name.split(".")[0] == PACKAGE.name and _path(name).is_file()
+
+
+@functools.cache
+def _imports(path: Path) -> frozenset[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(name for name in found if _is_module(name))
+
+
+@functools.cache
+def _stripped_source(path: Path) -> str:
+    """The source without comments, docstrings and formatting."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        node.body = [statement for statement in node.body if not _is_bare_string(statement)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_bare_string(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

@@ -1,0 +1,72 @@
+"""Scores a model on a split: mean loss, perplexity, accuracy, and every unit's own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.data.loader import TaskBatches
+from lowrank.tasks import Task, forward
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a split says of a model.
+
+    Attributes:
+        loss: sum of unit losses / number of units, in nats.
+        accuracy: share of units predicted right.
+        units: how many examples or predicted tokens.
+        losses: (units,) float32, in row order.
+        correct: (units,) bool, in row order.
+    """
+
+    loss: float
+    accuracy: float
+    units: int
+    losses: Tensor
+    correct: Tensor
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); inf where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@torch.no_grad()
+def score(model: nn.Module, task: Task, batches: TaskBatches, batch_size: int, device: torch.device) -> Score:
+    """Scores every row of a split once.
+
+    Rows are run in order of length, so that little padding is computed, and reported in row order.
+
+    Args:
+        model: in evaluation mode.
+        task: loss and units.
+        batches: the split.
+        batch_size: rows per forward pass; it changes memory, never the answer beyond rounding.
+        device: where the model lies.
+    """
+    order = batches.by_length()
+    losses: list[Tensor] = [torch.empty(0)] * batches.rows
+    correct: list[Tensor] = [torch.empty(0)] * batches.rows
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        (batch,) = batches.micro_batches(rows, len(rows))
+        moved = {key: tensor.to(device) for key, tensor in batch.items()}
+        batch_losses, batch_correct = task.losses(forward(model, moved), moved)
+        units = [task.units({key: tensor[i : i + 1] for key, tensor in batch.items()}) for i in range(len(rows))]
+        for row, row_losses, row_correct in zip(
+            rows.tolist(), batch_losses.cpu().split(units), batch_correct.cpu().split(units), strict=True
+        ):
+            losses[row], correct[row] = row_losses, row_correct
+    all_losses, all_correct = torch.cat(losses), torch.cat(correct)
+    return Score(
+        loss=all_losses.double().mean().item(),
+        accuracy=all_correct.double().mean().item(),
+        units=len(all_losses),
+        losses=all_losses,
+        correct=all_correct,
+    )

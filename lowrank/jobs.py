@@ -1,0 +1,115 @@
+"""What one job of the workflow does, told by the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lowrank.cards import card_names, data_card, model_card
+from lowrank.data.fetch import DOWNLOADS
+from lowrank.data.fetch import fetch as fetch_card
+from lowrank.data.prepare import prepare as prepare_data
+from lowrank.errors import ConfigError
+from lowrank.evaluate.pack import evaluate_pack, score_in_training
+from lowrank.run_folder import EVALUATIONS, WORK, forget
+from lowrank.signals import StopFlag
+from lowrank.spec import DataSpec, EvalSpec, RunSpec
+from lowrank.strict import parse, suggest
+from lowrank.train.loop import Loop
+from lowrank.train.pack import Member, Pack, train_pack
+
+FORCED = WORK / "forced"
+"""Marks that the workflow leaves at its start for runs that `--forcerun` names."""
+
+PREPARED = Path("resources/prepared")
+STUDIES = Path("results/studies")
+REPORTS = Path("reports")
+
+
+def fetch(card: str) -> None:
+    """Fetches a model or data card."""
+    models, data = card_names("models"), card_names("data")
+    if card not in models + data:
+        raise ConfigError(f"unknown card {card!r}{suggest(card, models + data)}")
+    fetch_card(model_card(card) if card in models else data_card(card))
+
+
+def prepare(plan: dict[str, Any], name: str) -> None:
+    """Prepares data of the plan."""
+    entry = plan["data"][name]
+    prepare_data(parse(DataSpec, entry["spec"], f"plan: {name}"), entry["model"], DOWNLOADS, PREPARED / name)
+
+
+def train(plan: dict[str, Any], name: str, threads: int) -> None:
+    """Trains a pack; scores it too where its weights are not kept."""
+    entry = plan["packs"][name]
+    prepared = PREPARED / entry["data"]
+    members = tuple(_member(plan, run) for run in entry["members"])
+    pack = Pack(name, members, prepared, keep_weights=entry["keep_weights"], threads=threads)
+
+    def after(member: Member, loop: Loop, folder: Path) -> None:
+        if entry["keep_weights"] or loop.state.diverged_at is not None:
+            return
+        for evaluation in entry["evaluations"]:
+            path = folder / EVALUATIONS / f"{evaluation}.json"
+            spec = _evaluation(plan, evaluation)
+            code = entry["evaluate_code"]
+            score_in_training(loop.model, loop.chain, prepared, member.spec, evaluation, spec, code, path)
+
+    for run in entry["members"]:
+        if (FORCED / run).exists():  # the mark goes at once, so that a retry goes on from its checkpoint
+            forget(run)
+            (FORCED / run).unlink()
+    train_pack(pack, StopFlag().install(), after)
+
+
+def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> None:
+    """Scores the members of a pack."""
+    entry = plan["packs"][name]
+    evaluate_pack(
+        entry["members"],
+        evaluation,
+        _evaluation(plan, evaluation),
+        entry["evaluate_code"],
+        PREPARED / entry["data"],
+        StopFlag().install(),
+        threads,
+    )
+
+
+def tables(plan: dict[str, Any], study: str) -> None:
+    """Writes everything that is computed from a study's runs."""
+    from lowrank.collect import collect
+    from lowrank.report.build import build_study
+    from lowrank.report.views import parse_views
+    from lowrank.study import load_study
+
+    out = STUDIES / study
+    collect(plan, study, out / "runs.csv")
+    record = load_study(study)
+    views = parse_views({"tables": record.tables, "figures": record.figures, "claims": record.claims}, study)
+    build_study(study, views, out / "runs.csv", out, plan["scale"])
+
+
+def page(plan: dict[str, Any], study: str) -> None:
+    """Renders a study's page."""
+    from lowrank.report.page import render_study
+
+    render_study(study, STUDIES / study, REPORTS / f"{study}.html", plan["scale"])
+
+
+def index(plan: dict[str, Any]) -> None:
+    """Renders the front page."""
+    from lowrank.report.page import render_index
+
+    render_index(list(plan["studies"]), STUDIES, REPORTS / "index.html", plan["scale"])
+
+
+def _member(plan: dict[str, Any], run: str) -> Member:
+    entry = plan["runs"][run]
+    spec = parse(RunSpec, entry["spec"], f"plan: {run}")
+    return Member(run, spec, entry["pins"], entry["code"])
+
+
+def _evaluation(plan: dict[str, Any], name: str) -> EvalSpec:
+    return parse(EvalSpec, plan["evaluations"][name]["spec"], f"plan: {name}")

@@ -1,0 +1,189 @@
+"""Computes a plan; `lowrank.plan` caches and reads it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prepared_id, run_pins, run_spec
+from lowrank.digest import code_digest, evaluate_digest, train_digest
+from lowrank.files import canonical_json
+from lowrank.report.views import parse_views
+from lowrank.sources import TrainedSource
+from lowrank.spec import HASH_DIGITS, DataSpec, EvalSpec, RunSpec, eval_id, run_id
+from lowrank.study import load_study, points
+
+PLAN_PARTS = ("scale", "studies", "runs", "packs", "data", "cards", "evaluations")
+
+
+class Planner:
+    """Collects what studies need, each thing once.
+
+    Args:
+        scale: smoke, laptop or paper.
+    """
+
+    def __init__(self, scale: Any) -> None:
+        self.scale = scale
+        self.studies: dict[str, Any] = {}
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.packs: dict[str, dict[str, Any]] = {}
+        self.data: dict[str, dict[str, Any]] = {}
+        self.cards: dict[str, dict[str, Any]] = {}
+        self.evaluations: dict[str, dict[str, Any]] = {}
+
+    def plan(self) -> dict[str, Any]:
+        """Everything, as plain JSON values."""
+        return {name: getattr(self, name) for name in PLAN_PARTS}
+
+    def add_study(self, name: str) -> None:
+        """Adds a study's runs, packs and evaluations, and what they need.
+
+        Raises:
+            ConfigError: any fault in the study, its cards or specs.
+        """
+        study = load_study(name)
+        table = []
+        for point in points(study, self.scale):
+            keep = study.arms[point.arm].keep_weights == "all"
+            table.append({"arm": point.arm, "run": self.add_run(point.spec, name, keep), **point.axes})
+        scale = study.scales[self.scale]
+        self.add_packs(name, study.pack, study.evaluations, scale.pack_size, scale.mem_mb)
+        views = parse_views({"tables": study.tables, "figures": study.figures, "claims": study.claims}, name)
+        self.studies[name] = {
+            "title": study.title,
+            "document": study.document,
+            "runs": table,
+            "outputs": views.outputs(),
+            "minutes": scale.minutes,
+            "code": code_digest(["lowrank.report.build", "lowrank.collect"]),
+            "page_code": code_digest(["lowrank.report.page"]),
+        }
+
+    def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
+        """Adds a run, and the runs that its base model comes from; returns its id."""
+        model, data = model_card(spec.model.card), data_card(spec.data.card)
+        if isinstance(model.source, TrainedSource):
+            self._add_card(model, self.add_run(run_spec(model), owner, keep_weights=True))
+        pins = run_pins(model, data)
+        run = run_id(spec, pins)
+        if run not in self.runs:
+            self.runs[run] = {
+                "spec": spec.dump(),
+                "pins": pins,
+                "code": train_digest(spec),
+                "evaluate_code": evaluate_digest(spec),
+                "data": self._add_data(spec.data, model, data),
+                "cards": [self._add_card(model), self._add_card(data)],
+                "titles": {"model_title": model.title, "data_title": data.title},
+                "keep_weights": False,
+                "steps": spec.train.steps or (spec.train.epochs or 0) * _steps_per_epoch(spec),
+                "owners": [],
+            }
+        entry = self.runs[run]
+        entry["keep_weights"] |= keep_weights  # what one study wants to keep is kept
+        if owner not in entry["owners"]:
+            entry["owners"].append(owner)
+        return run
+
+    def add_packs(
+        self, owner: str, axes: Iterable[str], evaluations: Mapping[str, EvalSpec], size: int, mem_mb: int
+    ) -> None:
+        """Groups the owner's runs that are in no pack yet by everything but the packed axes.
+
+        Args:
+            owner: the study whose runs are grouped.
+            axes: short or dotted names, as in a sweep.
+            evaluations: label -> protocol; every pack with a run of the owner's is scored by them.
+            size: most runs in one pack.
+            mem_mb: what a pack may need.
+        """
+        groups: dict[str, list[str]] = {}
+        for run, entry in self.runs.items():
+            if owner in entry["owners"] and "pack" not in entry:
+                shared = _without(entry["spec"], set(axes))
+                key = canonical_json({"spec": shared, "pins": entry["pins"], "keep": entry["keep_weights"]})
+                groups.setdefault(key, []).append(run)
+        for key, runs in groups.items():
+            digest = hashlib.sha256(key.encode()).hexdigest()[:HASH_DIGITS]
+            for index in range(0, len(runs), size):
+                self._add_pack(f"{digest}-{index // size}", runs[index : index + size], mem_mb)
+        names = [self._add_evaluation(label, spec) for label, spec in evaluations.items()]
+        for pack in self.packs.values():
+            if any(owner in self.runs[run]["owners"] for run in pack["members"]):
+                pack["owners"].append(owner)
+                pack["evaluations"] = sorted({*pack["evaluations"], *names})
+
+    def _add_pack(self, digest: str, members: list[str], mem_mb: int) -> None:
+        first = self.runs[members[0]]
+        name = f"{'.'.join(entry['part'] for entry in first['spec']['chain'])}-{digest}"
+        for run in members:
+            self.runs[run]["pack"] = name
+        shared = ("data", "cards", "code", "evaluate_code", "keep_weights")
+        self.packs[name] = {
+            "name": name,
+            "members": members,
+            **{key: first[key] for key in shared},
+            "evaluations": [],
+            "steps": sum(self.runs[run]["steps"] for run in members),
+            "owners": [],
+            "mem_mb": mem_mb,
+        }
+
+    def _add_evaluation(self, label: str, spec: EvalSpec) -> str:
+        name = eval_id(spec, {})
+        self.evaluations[name] = {"label": label, "spec": spec.model_dump(mode="json", exclude_defaults=True)}
+        return name
+
+    def _add_data(self, spec: DataSpec, model: ModelCard, data: DataCard) -> str:
+        name = prepared_id(spec, model, data)
+        if name not in self.data:
+            self.data[name] = {
+                "spec": spec.model_dump(mode="json", exclude_defaults=True),
+                "model": model.name,
+                "cards": [self._add_card(model), self._add_card(data)],
+                "code": code_digest(["lowrank.data.prepare"]),
+            }
+        return name
+
+    def _add_card(self, card: Card, run: str | None = None) -> str:
+        """A card as the fetch rule knows it; `run` is the one whose weights a trained card holds."""
+        self.cards.setdefault(card.name, {"pin": card.pin, "title": card.title, "kind": card.source.kind, "run": run})
+        return card.name
+
+
+def make_plan(scale: str, names: list[str]) -> dict[str, Any]:
+    """Resolves studies into runs, packs, evaluations, data and cards; validates everything.
+
+    Args:
+        scale: smoke, laptop or paper.
+        names: studies, in the order in which the report shows them.
+
+    Raises:
+        ConfigError: any fault in a study, card or spec.
+    """
+    planner = Planner(scale)
+    for name in names:
+        planner.add_study(name)
+    return planner.plan()
+
+
+def _steps_per_epoch(spec: RunSpec) -> int:
+    """For the forecast only: the loop counts the rows that are there."""
+    return -(-(spec.data.train_rows or 0) // spec.train.batch_size)
+
+
+def _without(spec: dict[str, Any], axes: set[str]) -> dict[str, Any]:
+    """A dumped spec with the packed axes taken out, wherever they stand."""
+
+    def strip(value: Any, owner: str) -> Any:
+        if isinstance(value, dict):
+            owner = value.get("part", owner)
+            return {k: strip(v, k) for k, v in value.items() if k not in axes and f"{owner}.{k}" not in axes}
+        if isinstance(value, list):
+            return [strip(item, owner) for item in value]
+        return value
+
+    stripped: dict[str, Any] = strip(spec, "")
+    return stripped

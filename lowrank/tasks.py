@@ -1,0 +1,86 @@
+"""What a model is asked to do: its loss, what the loss is divided by, and its metrics.
+
+A loss is a sum over units (examples, or tokens) and is divided once, by the number of units of the
+whole batch, so that accumulation over micro-batches equals one large batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lowrank.errors import ConfigError
+from lowrank.strict import suggest
+
+IGNORED = -100
+"""The label of a position where nothing is predicted."""
+
+Batch = Mapping[str, Tensor]
+
+
+class Task(Protocol):
+    """The loop's view of a task."""
+
+    unit: str
+
+    def units(self, batch: Batch) -> int:
+        """How many units (examples, or predicted tokens) the loss of this batch sums over."""
+
+    def losses(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss (units,) float32 in nats and correctness (units,) bool of each unit."""
+
+
+class Classification:
+    """One label per example: mean cross-entropy in nats, accuracy."""
+
+    unit = "example"
+
+    def units(self, batch: Batch) -> int:
+        """Examples in the batch."""
+        return len(batch["labels"])
+
+    def losses(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """logits (B, classes), labels (B,) -> loss (B,), correct (B,)."""
+        labels = batch["labels"]
+        return functional.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(-1) == labels
+
+
+class CausalLM:
+    """The next token: mean negative log-likelihood per token in nats, padding left out."""
+
+    unit = "token"
+
+    def units(self, batch: Batch) -> int:
+        """Predicted tokens in the batch; the first of each row has nothing before it."""
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+    def losses(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """logits (B, T, vocabulary), labels (B, T) -> loss (predicted tokens,), correct (predicted tokens,)."""
+        labels = batch["labels"][:, 1:]
+        wanted = labels != IGNORED
+        predicted, labels = logits[:, :-1][wanted], labels[wanted]
+        return functional.cross_entropy(predicted.float(), labels, reduction="none"), predicted.argmax(-1) == labels
+
+
+TASKS: dict[str, Task] = {"classification": Classification(), "causal_lm": CausalLM()}
+
+
+def task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ConfigError: no such task.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}{suggest(name, TASKS)}")
+    return TASKS[name]
+
+
+def forward(model: torch.nn.Module, batch: Batch) -> Tensor:
+    """The logits of a transformers model; labels stay with the task."""
+    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits

@@ -1,0 +1,109 @@
+"""Checkpoints: a folder with tensors, JSON and a manifest, whole or not there.
+
+A checkpoint is written to a temporary folder, fsynced and renamed; its manifest, with the SHA-256 of
+each file, is written last. The newest one whose hashes hold wins. Only safetensors and JSON, no pickle.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lowrank.console import say
+from lowrank.errors import IntegrityError
+from lowrank.files import check_seal, read_json, replacing_folder, seal, write_json
+
+KEPT = 2
+"""How many checkpoints stay: the newest, and the one before in case the newest is damaged."""
+
+TENSORS, VALUES = "state.safetensors", "state.json"
+
+
+def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any]) -> Path:
+    """Writes `folder/step-00000040`, then removes all but the newest `KEPT`.
+
+    Args:
+        folder: the run's checkpoints.
+        step: optimizer steps done.
+        state: a tree of dicts, lists, tensors and JSON values.
+        facts: what must be the same when it is loaded (run, code digest, torch version).
+    """
+    path = folder / f"step-{step:08d}"
+    with replacing_folder(path) as temporary:
+        tensors: dict[str, Tensor] = {}
+        write_json(temporary / VALUES, _flatten(state, "", tensors))
+        save_file(tensors, temporary / TENSORS)
+        seal(temporary, {**facts, "step": step})
+    for old in _folders(folder)[KEPT:]:
+        shutil.rmtree(old)
+    return path
+
+
+def load_newest(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that is whole and belongs here, or None.
+
+    A damaged checkpoint is passed over, aloud; so is one made by other code or another torch, since
+    going on from it would give a result that no single version of the code produces.
+    """
+    for path in _folders(folder):
+        try:
+            manifest = check_seal(path)
+            values = read_json(path / VALUES)
+            tensors = load_file(path / TENSORS)
+        except (IntegrityError, OSError, ValueError) as error:
+            say(f"checkpoint passed over: {error}")
+            continue
+        other = {key: manifest.get(key) for key, value in facts.items() if manifest.get(key) != value}
+        if other:
+            say(f"checkpoint passed over: {path} was made with {other}, this is { ({k: facts[k] for k in other}) }")
+            continue
+        state: dict[str, Any] = _unflatten(values, tensors)
+        return state
+    return None
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Newest first; the temporary folder of a save that was killed starts with a dot and is no match."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON with a reference in place of each tensor; dicts as pairs, so that integer keys survive."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().contiguous().cpu().clone()
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {"dict": [[key, _flatten(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_flatten(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+    return value
+
+
+def _unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _unflatten(item, tensors) for key, item in value["dict"]}
+    if isinstance(value, list):
+        return [_unflatten(item, tensors) for item in value]
+    return value
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The state of every random number generator that training may draw from."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():  # pragma: no cover - no GPU has run this
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor]) -> None:
+    """Puts back what `rng_state` gave."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:  # pragma: no cover - no GPU has run this
+        torch.cuda.set_rng_state(state["cuda"])
