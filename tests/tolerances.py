@@ -42,3 +42,19 @@ PACK_50_STEPS = Tolerance(1e-5, 1e-5, "as PACK_20_STEPS; each step feeds its rou
 FLOAT64_IDENTITY = Tolerance(
     1e-9, 1e-11, "an identity of real numbers, in double (1e-16 a rounding), through a few layers and Adam's division"
 )
+
+NF4_HALF = Tolerance(2e-2, 2e-2, "a product in bfloat16 (4e-3) or float16, against bitsandbytes' in another order")
+
+FLOAT32_ORTHOGONAL = Tolerance(1e-5, 1e-5, "rows orthonormal to the rounding of a float32 QR, times a factor of a few")
+
+GALORE_ENERGY = Tolerance(
+    1e-5, 0.0, "the Gram matrix squares rounding in the vectors, but energy is stationary at them: 1e-6 or less is left"
+)
+
+GALORE_PEER = Tolerance(
+    1e-3, 1e-6, "singular vectors by two routes, apart by rounding over the gap of the values; Adam divides by R's size"
+)
+
+GALORE_8BIT_PEER = Tolerance(
+    1e-4, 1e-6, "one product with the basis after 4 steps here, 4 products there; the 8-bit codes are the same"
+)
