@@ -1,0 +1,29 @@
+"""Accounting: bytes, operations and seconds of a training step, measured or predicted, and what it ran on.
+
+CUDA paths are written and guarded, but no GPU has run them yet.
+"""
+
+from lowrank.measure.device import device_facts
+from lowrank.measure.flops import FlopCounter
+from lowrank.measure.memory import PeakMemory, rss_bytes
+from lowrank.measure.predict import predict_step
+from lowrank.measure.step import Accounting, measure_step, model_loss
+from lowrank.measure.storages import counts, optimizer_bytes, saved_tensors, storage_bytes
+from lowrank.measure.weights import trunk_weights, weight_norms
+
+__all__ = [
+    "Accounting",
+    "FlopCounter",
+    "PeakMemory",
+    "counts",
+    "device_facts",
+    "measure_step",
+    "model_loss",
+    "optimizer_bytes",
+    "predict_step",
+    "rss_bytes",
+    "saved_tensors",
+    "storage_bytes",
+    "trunk_weights",
+    "weight_norms",
+]

@@ -1,0 +1,245 @@
+"""Accounting of a step: closed forms, and prediction held to measurement."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+from lowrank import registry
+from lowrank.errors import ConfigError
+from lowrank.measure import (
+    Accounting,
+    FlopCounter,
+    PeakMemory,
+    measure_step,
+    model_loss,
+    optimizer_bytes,
+    predict_step,
+    saved_tensors,
+    storage_bytes,
+)
+from lowrank.methods.chain import Chain
+from lowrank.spec import TrainSpec
+from tests import tiny_models
+from tests.tiny_models import FAMILIES, TOKENS, WIDTH
+
+B = 8
+TRAIN = TrainSpec(lr=1e-3, steps=1)
+EXACT = [
+    "parameters",
+    "trainable_parameters",
+    "parameter_bytes",
+    "gradient_bytes",
+    "optimizer_bytes",
+    "flops_forward",
+    "flops_backward",
+]
+ACTIVATIONS_WITHIN = 0.05
+
+# What a part cannot do without; every other option keeps its default.
+NEEDED: dict[str, dict[str, Any]] = {"galore": {"rank": 4}, "prune": {"start": 1}}
+
+
+def batch_for(family: str, hidden: int = 0) -> dict[str, torch.Tensor]:
+    """Eight examples; of the first, the last `hidden` tokens are masked."""
+    batch = tiny_models.batch(family, B)
+    if family == "vit":
+        return {**batch, "pixel_values": batch["pixel_values"].float()}
+    if family == "nanogpt":
+        return batch
+    mask = torch.ones_like(batch["input_ids"])
+    mask[0, TOKENS - hidden :] = 0
+    return {**batch, "attention_mask": mask}
+
+
+def entries(*chain: Any) -> list[Any]:
+    return [registry.parse_options(entry) for entry in chain]
+
+
+def measured(family: str, options: list[Any], batch: dict[str, torch.Tensor], **told: Any) -> Accounting:
+    torch.manual_seed(0)
+    model = FAMILIES[family]().train()
+    chain = Chain.build(options).attach(model)
+    return measure_step(model, chain, chain.optimizer(TRAIN), batch, steps=1, **told)
+
+
+def hold_together(found: Accounting, predicted: Accounting) -> None:
+    assert {key: getattr(predicted, key) for key in EXACT} == {key: getattr(found, key) for key in EXACT}
+    assert predicted.saved_activation_bytes == pytest.approx(found.saved_activation_bytes, rel=ACTIVATIONS_WITHIN)
+    assert (found.origin, predicted.origin) == ("measured", "predicted")
+    assert found.step_time_s is not None
+    assert found.step_time_s > 0
+    assert predicted.step_time_s is predicted.peak_rss_bytes is predicted.cuda_peak_bytes is None
+
+
+@pytest.mark.parametrize("chain", [["full"], ["lora"]], ids=lambda chain: ".".join(chain))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prediction_is_the_measurement_for_every_family(family: str, chain: list[str]) -> None:
+    options, batch = entries(*chain), batch_for(family)
+    hold_together(measured(family, options, batch), predict_step(FAMILIES[family], options, batch))
+
+
+def accepted(family: str, part: str) -> list[Any] | None:
+    """The shortest chain with this part that the family accepts, or None."""
+    entry = {"part": part, **NEEDED.get(part, {})}
+    for chain in ([entry], ["full", entry], ["lora", entry], [entry, "lora"]):
+        with contextlib.suppress(ConfigError):
+            Chain.build(entries(*chain)).attach(FAMILIES[family]())
+            return entries(*chain)
+    return None
+
+
+@pytest.mark.parametrize("part", registry.parts())
+@pytest.mark.parametrize(
+    "family", ["bert", *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if family != "bert")]
+)
+def test_prediction_is_the_measurement_for_every_part(family: str, part: str) -> None:
+    options = accepted(family, part)
+    if options is None:
+        assert family != "bert", f"no chain with {part} attaches: if it needs an option, name it in NEEDED"
+        return
+    batch = batch_for(family)
+    hold_together(measured(family, options, batch), predict_step(FAMILIES[family], options, batch))
+
+
+def test_a_prediction_leaves_nothing_fake_behind() -> None:
+    # In a fresh process, so that the part's table of constants is first asked for by the prediction.
+    code = """
+from tests.test_measure_step import *
+options, batch = entries("nf4", "lora"), batch_for("bert")
+predicted = predict_step(FAMILIES["bert"], options, batch)
+hold_together(measured("bert", options, batch), predicted)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("hidden", "precision"), [(0, "fp32"), (3, "fp32"), (3, "bf16")])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_prediction_follows_mask_and_precision(family: str, hidden: int, precision: Any) -> None:
+    options, batch = entries({"part": "lora", "dropout": 0.1}), batch_for(family, hidden)
+    found = measured(family, options, batch, precision=precision)
+    hold_together(found, predict_step(FAMILIES[family], options, batch, precision=precision))
+
+
+def test_a_mask_without_values_is_one_that_hides_something() -> None:
+    options, batch = entries("full"), batch_for("bert", hidden=3)
+    shapes = {key: value.to("meta") for key, value in batch.items()}
+    assert predict_step(FAMILIES["bert"], options, shapes) == predict_step(FAMILIES["bert"], options, batch)
+    unmasked = predict_step(FAMILIES["bert"], options, batch_for("bert"))
+    assert unmasked.saved_activation_bytes < predict_step(FAMILIES["bert"], options, shapes).saved_activation_bytes
+
+
+def test_a_step_that_depends_on_values_cannot_be_predicted() -> None:
+    def peeking(model: nn.Module, batch: Any) -> torch.Tensor:
+        loss = model_loss(model, batch)
+        return loss if loss.item() > 0 else -loss
+
+    with pytest.raises(ConfigError, match="chain full: its step depends on values"):
+        predict_step(FAMILIES["bert"], entries("full"), batch_for("bert"), loss=peeking)
+
+
+def test_prediction_of_a_real_size_allocates_nothing() -> None:
+    config = DistilBertConfig(dim=768, n_layers=6, n_heads=12, hidden_dim=3072, vocab_size=30522)
+    batch = {"input_ids": (16, 64), "attention_mask": (16, 64), "labels": (16,)}
+    shapes = {key: torch.empty(size, dtype=torch.int64, device="meta") for key, size in batch.items()}
+    with PeakMemory() as peak:
+        predicted = predict_step(lambda: DistilBertForSequenceClassification(config), entries("full"), shapes)
+    assert predicted.parameters == 66_955_010
+    assert predicted.gradient_bytes == 4 * 66_955_010
+    moments = 2 * 4 * 66_955_010
+    assert moments < predicted.optimizer_bytes < moments + 1024  # and one step counter for each tensor
+    tokens, layers, width = 16 * 64, 6, 768
+    products = layers * 12 * width**2 * tokens + 16 * (width**2 + 2 * width)
+    attention = layers * 2 * 64 * width * tokens
+    assert predicted.flops_forward == 2 * (products + attention)
+    if peak.rss_growth_bytes is not None:
+        assert peak.rss_growth_bytes < 4 * 66_955_010
+
+
+def test_saved_activations_of_two_layers_are_the_closed_form() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8, bias=False))
+    x = torch.randn(5, 8)
+    with saved_tensors() as saved:
+        model(x)
+    # The input, and the output of ReLU, which the next layer saves too.
+    assert storage_bytes(saved.held(), exclude=model.parameters()) == 4 * 5 * (8 + 32)
+
+
+def test_what_the_graph_let_go_is_not_counted() -> None:
+    x = torch.randn(100, requires_grad=True)
+    with saved_tensors() as saved:
+        kept, dropped = x.exp(), x.cos()
+        assert storage_bytes(saved.held()) == 4 * 200
+        del dropped
+        assert storage_bytes(saved.held()) == 4 * 100
+    kept.sum().backward()
+    assert storage_bytes(saved.held()) == 0
+
+
+def test_storages_count_once_and_whole() -> None:
+    x = torch.zeros(10, 10)
+    assert storage_bytes([x, x[0], x.t(), x.view(-1)]) == 400
+    assert storage_bytes([x[0]]) == 400
+    assert storage_bytes([x, torch.zeros(3)], exclude=[x[5]]) == 12
+    meta = torch.empty(10, 10, device="meta")
+    assert storage_bytes([meta, meta[0], torch.empty(1, device="meta")]) == 404
+
+
+def test_optimizer_bytes_count_what_a_view_keeps_alive() -> None:
+    parameter = nn.Parameter(torch.zeros(8))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    assert optimizer_bytes(optimizer) == 0
+    optimizer.state[parameter]["projector"] = torch.zeros(100, 100)[:2]
+    optimizer.state[parameter]["nested"] = {"moments": [torch.zeros(5), torch.zeros(5)]}
+    assert optimizer_bytes(optimizer) == 40_000 + 40
+
+
+def test_flops_count_attention_on_the_cpu() -> None:
+    heads, tokens, width = 3, 16, 8
+    q, k, v = (torch.randn(2, heads, tokens, width, requires_grad=True) for _ in range(3))
+    with FlopCounter() as forward:
+        y = functional.scaled_dot_product_attention(q, k, v)
+    with FlopCounter() as backward:
+        y.sum().backward()
+    product = 2 * 2 * heads * tokens * tokens * width
+    assert forward.get_total_flops() == 2 * product
+    assert backward.get_total_flops() == 5 * product  # the scores are computed again
+
+
+def test_frozen_weights_cost_no_gradient_and_no_state() -> None:
+    batch = batch_for("bert")
+    full, probe = (measured("bert", entries(part), batch) for part in ("full", "linear_probe"))
+    assert probe.parameters == full.parameters == full.trainable_parameters
+    assert probe.trainable_parameters == 3 * WIDTH + 3
+    assert probe.gradient_bytes == 4 * probe.trainable_parameters
+    assert probe.optimizer_bytes == 2 * 4 * probe.trainable_parameters + 2 * 4
+    assert probe.saved_activation_bytes < 0.2 * full.saved_activation_bytes
+    assert probe.flops_forward == full.flops_forward
+    assert probe.flops_backward == 2 * B * WIDTH * 3
+
+
+def test_parts_are_told_the_number_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int]] = []
+    model = FAMILIES["bert"]().train()
+    chain = Chain.build(entries("full")).attach(model)
+    monkeypatch.setattr(chain, "before_step", lambda batches, step: told.append(("before_step", step)))
+    monkeypatch.setattr(chain, "before_forward", lambda batch, step: told.append(("before_forward", step)))
+    monkeypatch.setattr(chain, "after_step", lambda optimizer, step: told.append(("after_step", step)))
+    measure_step(model, chain, chain.optimizer(TRAIN), batch_for("bert"), steps=1, first_step=7)
+    hooks = ["before_step", "before_forward", "after_step"]
+    steps = [(hook, 7 + taken + (hook == "after_step")) for taken in range(2) for hook in hooks]
+    assert told == [*steps, ("before_step", 9), ("before_forward", 9)]
+
+
+def test_importing_the_counters_loads_no_model_library() -> None:
+    code = "import sys, lowrank.measure; print([m for m in ('transformers', 'bitsandbytes') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
