@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear, adapted, dense_weight, replace
 from lowrank.methods.lte import Lte
-from tests.tiny_models import FAMILIES, attach, batch, logits, make, train
+from tests.chain_runs import attach, logits, train
+from tests.tiny_models import FAMILIES, batch, make
 from tests.tolerances import BIT_EXACT, FLOAT64_IDENTITY
 
 Batch = dict[str, Tensor]
@@ -243,18 +244,3 @@ def test_stale_evaluation_sees_the_last_merge() -> None:
     BIT_EXACT.check(run(5, stale=True), run(3, stale=True))
     FLOAT64_IDENTITY.check(run(3, stale=True), run(3, stale=False))
     assert not torch.allclose(run(5, stale=True), run(5, stale=False))
-
-
-@pytest.mark.parametrize("family", ["gpt2", "nanogpt"])
-def test_a_tied_head_gets_its_own_weight(family: str) -> None:
-    model = make(family)
-    head, embedding = (
-        model.lm_head,
-        model.get_parameter("wte.weight" if family == "nanogpt" else "transformer.wte.weight"),
-    )
-    before = embedding.detach().clone()
-    assert head.weight is embedding
-    chain = attach(model, {"part": "lte", "rank": 2, "merge_every": 1, "targets": "lm_head"})
-    train(model, chain, torch.optim.SGD(chain.trainable().values(), lr=0.5), [batch(family, 4)] * 2)
-    BIT_EXACT.check(embedding.detach(), before)
-    assert not torch.equal(model.lm_head.base.weight, before)

@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lowrank.errors import ConfigError
 from lowrank.methods.lte import Lte
-from tests.tiny_models import FAMILIES, attach, batch, check_accumulation, check_resume, logits, make, snapshot, train
+from tests.chain_runs import attach, check_accumulation, check_resume, logits, snapshot, train
+from tests.tiny_models import FAMILIES, batch, make
 from tests.tolerances import BIT_EXACT, FLOAT64_IDENTITY
 
 GPT2_SMALL = GPT2Config(vocab_size=50304, n_positions=512)  # the document's nanoGPT: 12 layers, 768 wide, tied head
@@ -109,3 +110,18 @@ def test_saved_tensors_are_what_evaluation_needs() -> None:
     fresh = attach(again, *parts)
     fresh.load_changed(chain.changed())
     BIT_EXACT.check(logits(fresh, inputs), logits(chain, inputs))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "nanogpt"])
+def test_a_tied_head_gets_its_own_weight(family: str) -> None:
+    model = make(family)
+    head, embedding = (
+        model.lm_head,
+        model.get_parameter("wte.weight" if family == "nanogpt" else "transformer.wte.weight"),
+    )
+    before = embedding.detach().clone()
+    assert head.weight is embedding
+    chain = attach(model, {"part": "lte", "rank": 2, "merge_every": 1, "targets": "lm_head"})
+    train(model, chain, torch.optim.SGD(chain.trainable().values(), lr=0.5), [batch(family, 4)] * 2)
+    BIT_EXACT.check(embedding.detach(), before)
+    assert not torch.equal(model.lm_head.base.weight, before)

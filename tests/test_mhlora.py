@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear, dense_weight
 from lowrank.methods.mhlora import MultiHeadLora
-from tests.tiny_models import FAMILIES, attach, batch, check_accumulation, check_resume, logits, make, snapshot, train
+from tests.chain_runs import attach, check_accumulation, check_resume, logits, snapshot, train
+from tests.tiny_models import FAMILIES, batch, make
 from tests.tolerances import BIT_EXACT, FLOAT32_ORTHOGONAL, FLOAT64_IDENTITY, PEER_FORWARD, PEER_GRADIENT
 
 
