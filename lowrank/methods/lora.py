@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 from lowrank.methods.adapted import AdaptedLinear
 from lowrank.methods.adapter import AdapterOptions, AdapterPart
+from lowrank.methods.dropout import draw_seed, drop, kept_share
+from lowrank.methods.keep import Keep, in_use, weight_gradient
 from lowrank.strict import Fraction, PositiveFloat, PositiveInt
 
 
@@ -20,9 +23,11 @@ class Lora(AdapterPart):
     y = W0 x + b + (alpha / rank) B A drop(x)
 
     `lora_A` (rank, in) ~ U(-1/sqrt(in), 1/sqrt(in)), which is PEFT's Kaiming-uniform with a = sqrt(5);
-    `lora_B` (out, rank) = 0, so attaching changes nothing.
+    `lora_B` (out, rank) = 0, so attaching changes nothing. rank * (in + out) parameters a layer, held in
+    float32 whatever the base; products run in the dtype of the base's output.
 
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3.
+    Departs from: PEFT, which on a half-precision base casts x up to float32 and saves that copy.
     """
 
     name = "lora"
@@ -35,6 +40,8 @@ class Lora(AdapterPart):
         alpha: PositiveFloat = 16.0
         dropout: Fraction = 0.0
         """Probability with which an entry of the adapter's input is dropped in training."""
+        integer_scaling: bool = False
+        """As published for the ViT runs: alpha // rank, which is 0, so no adapter at all, where rank > alpha."""
 
     def new_adapter(self, in_features: int, out_features: int, generator: torch.Generator) -> nn.Module:
         """A LoRA adapter for one layer."""
@@ -57,23 +64,61 @@ class LoraAdapter(nn.Module):
         uniform = torch.rand(options.rank, in_features, generator=generator)
         self.lora_A = nn.Parameter(uniform.mul_(2 * bound).sub_(bound))
         self.lora_B = nn.Parameter(torch.zeros(out_features, options.rank))
-        self.scaling = options.alpha / options.rank
-        self.dropout = options.dropout
+        self.scaling: float = options.alpha // options.rank if options.integer_scaling else options.alpha / options.rank
+        self.dropout: float = options.dropout
 
     def forward(self, x: Tensor, y: Tensor, layer: AdaptedLinear) -> Tensor:
-        """x (..., in), y (..., out) -> y + scaling B A drop(x)."""
-        dropped = functional.dropout(x, self.dropout, self.training)
-        hidden = functional.linear(dropped, self.lora_A.to(x.dtype))  # (..., rank)
-        # addmm folds the scaling and the sum into the product: no (..., out) temporary.
-        flat = torch.addmm(
-            y.reshape(-1, y.shape[-1]),
-            hidden.reshape(-1, hidden.shape[-1]).to(y.dtype),
-            self.lora_B.t().to(y.dtype),
-            alpha=self.scaling,
-        )
-        return flat.view_as(y)
+        """x (..., in), y (..., out) -> y + scaling B A drop(x), written into y."""
+        dropout = self.dropout if self.training else 0.0
+        keep = in_use(layer.keep)
+        apply = cast("Callable[..., Tensor]", _AddLowRank.apply)
+        return apply(x, y, self.lora_A, self.lora_B, self.scaling, dropout, keep)
 
     def delta_weight(self, layer: AdaptedLinear) -> Tensor:
         """scaling B A: (out, in)."""
         delta: Tensor = self.scaling * (self.lora_B @ self.lora_A)
         return delta
+
+
+class _AddLowRank(torch.autograd.Function):
+    """y += scaling B A drop(x), and its gradients, without an intermediate of the size of y.
+
+    Saved: x, which the layer's neighbours save anyway (or what `keep` makes of it), and A drop(x).
+    The products run with rank as the leading axis: on a CPU up to ten times faster than (N, rank).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, A: Tensor, B: Tensor, scaling: float, dropout: float, keep: Keep | None
+    ) -> Tensor:
+        ctx.seed = draw_seed() if dropout else None
+        ctx.scaling, ctx.dropout, ctx.keep = scaling / kept_share(dropout), dropout, keep
+        dropped = _dropped(ctx, x)
+        hidden = (A.to(y.dtype) @ _flat(dropped).t().to(y.dtype)).to(y.dtype)  # (rank, N); autocast may change it
+        out = y.detach()
+        out.view(-1, y.shape[-1]).addmm_(hidden.t(), B.t().to(y.dtype), alpha=ctx.scaling)
+        ctx.save_for_backward(x if keep is None else keep.compress(dropped), hidden, A, B)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept, hidden, A, B = ctx.saved_tensors
+        flat = _flat(grad)
+        grad_hidden = (B.t().to(grad.dtype) @ flat.t()).mul_(ctx.scaling)  # (rank, N)
+        grad_B = (hidden @ flat).mul_(ctx.scaling).t()
+        grad_A = weight_gradient(ctx.keep, grad_hidden.t(), _dropped(ctx, kept) if ctx.keep is None else kept)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _dropped(ctx, (grad_hidden.t() @ A.to(grad.dtype)).view(ctx.shape)).to(ctx.dtype)
+        return grad_x, grad, grad_A.to(A.dtype), grad_B.to(B.dtype), None, None, None
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(..., width) -> (N, width)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _dropped(ctx: Any, x: Tensor) -> Tensor:
+    return x if ctx.seed is None else drop(x, ctx.dropout, ctx.seed)
