@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from lowrank.files import REPOSITORY
-from lowrank.strict import Name, Strict
+from lowrank.strict import NAME_PATTERN, Name, Strict
 
 
 def _inside(name: str) -> str:
@@ -17,7 +18,18 @@ def _inside(name: str) -> str:
     return name
 
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+def _shaped(pattern: str, allowed: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} is refused; allowed: {allowed}")
+        return value
+
+    return AfterValidator(check)
+
+
+Sha256 = Annotated[str, _shaped("[0-9a-f]{64}", "64 hex digits")]
+Commit = Annotated[str, _shaped("[0-9a-f]{40}", "a whole commit, 40 hex digits, since a branch or tag may move")]
+Repository = Annotated[str, _shaped(f"{NAME_PATTERN}(/{NAME_PATTERN})?", "owner/name")]
 FileName = Annotated[str, StringConstraints(min_length=1), AfterValidator(_inside)]
 
 
@@ -25,9 +37,8 @@ class HubSource(Strict):
     """Files of a Hugging Face repository at one commit."""
 
     kind: Literal["hub"]
-    repository: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?$")]
-    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
-    """The commit, in full: a branch or a tag may move."""
+    repository: Repository
+    revision: Commit
     files: dict[FileName, Sha256] = Field(min_length=1)
 
 

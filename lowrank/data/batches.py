@@ -11,9 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lowrank.errors import IntegrityError
-
-IGNORED = -100
-"""The label of a position where nothing is predicted."""
+from lowrank.tasks import IGNORED
 
 
 class Split:
