@@ -2,6 +2,13 @@
 
 
 rule fetch:
+    input:
+        # A card that the pipeline trains itself: the run whose weights it holds.
+        lambda wildcards: [
+            f"results/runs/{run}/weights.safetensors"
+            for run in [PLAN["cards"][wildcards.card]["run"]]
+            if run
+        ],
     output:
         "resources/downloads/{card}/manifest.json",
     params:

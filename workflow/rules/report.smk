@@ -34,7 +34,7 @@ for study, entry in PLAN["studies"].items():
         name:
             f"page_{study}"
         input:
-            rules.__dict__[f"tables_{study}"].output,
+            [f"results/studies/{study}/{file}" for file in entry["outputs"]],
         output:
             f"reports/{study}.html",
         params:

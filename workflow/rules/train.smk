@@ -47,7 +47,6 @@ for pack in PLAN["packs"].values():
         input:
             data=f"resources/prepared/{pack['data']}/manifest.json",
             cards=[f"resources/downloads/{card}/manifest.json" for card in pack["cards"]],
-            base=[f"results/runs/{pack['base']}/weights.safetensors"] if pack["base"] else [],
         output:
             [update(file) for file in trained(pack)],
         params:
