@@ -19,7 +19,8 @@ from lowrank.methods.galore_optimizer import GaloreOptimizer
 from lowrank.methods.galore_projector import bases, sides, state_numel
 from lowrank.spec import TrainSpec
 from lowrank.targets import linear_names
-from tests.tiny_models import FAMILIES, attach, batch, make, snapshot, train
+from tests.chain_runs import attach, snapshot, train
+from tests.tiny_models import FAMILIES, batch, make
 from tests.tolerances import BIT_EXACT, FLOAT64_IDENTITY, GALORE_8BIT_PEER, GALORE_ENERGY, GALORE_PEER
 
 PROJECTORS = ["std", "reverse", "left", "right", "full"]
