@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lowrank.errors import ConfigError
@@ -20,9 +20,6 @@ from lowrank.targets import ALL_LINEAR, select
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
 class Nf4(Part):
     """Stores the weights of the targets in 4-bit NormalFloat; they are frozen.
 
@@ -30,9 +27,9 @@ class Nf4(Part):
     double quantisation c ~ mean(c) + m[code8[j]] s[j // 256]: 4 + 8/64 + 32/(64 * 256) = 4.127 bits
     per weight, instead of 4.5.
 
-    `drift` tells, for each layer, how far the stored weight is from the original one. Merging adds the
-    adapters to the dequantised weight and gives plain layers again; that differs from merging into the
-    original base by the same drift.
+    The codes follow from the base and are not saved with a run. `drift` tells, for each layer, how far the
+    stored weight is from the original one. Merging adds the adapters to the dequantised weight and gives
+    plain layers again; that differs from merging into the original base by the same drift.
 
     Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", eq. 5 and 6.
     """
@@ -56,19 +53,13 @@ class Nf4(Part):
         self.drift: dict[str, Drift] = {}
 
     def check(self, chain: Any, model: nn.Module) -> None:
-        """Refuses layers that cannot be stored so, and chains that would train or rewrite the base."""
+        """Refuses layers that cannot be stored so, and chains that would train the base."""
         if chain.before(self):
             raise ConfigError(
                 f"nf4: stands behind {chain.before(self)[-1].name!r}; allowed: first, since it is the base"
             )
         if "full" in chain:
             raise ConfigError("nf4: a quantised base cannot train, so 'full' has no place behind it; use an adapter")
-        writers = [part.name for part in chain.parts if part is not self and hasattr(part, "changed")]
-        if writers and not self.options.requantize:
-            raise ConfigError(
-                f"nf4: {writers[0]!r} merges into the base while training, and each merge would quantise it again; "
-                "allowed with requantize: true, which accepts the drift"
-            )
         owners: dict[int, list[str]] = {}
         for name, owner in model.named_modules():
             for parameter in owner._parameters.values():
@@ -104,12 +95,6 @@ class Nf4(Part):
                 replace(model, layer, layer.plain())
             elif layer.drift is not None:
                 self.drift[name] = layer.drift
-
-    def changed(self, model: nn.Module) -> dict[str, Tensor]:
-        """Nothing, since the codes follow from the base; with `requantize` the codes, since then they do not."""
-        if not self.options.requantize:
-            return {}
-        return {f"{name}.{key}": value for name, layer in _stored(model) for key, value in layer.named_buffers()}
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Nf4Linear]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lowrank.methods.adapted import dense_weight, features
-from lowrank.methods.bnb import bnb
+from lowrank.methods.bnb import bnb, dynamic_map
 
 BLOCK = 64
 """Weights that share one constant."""
@@ -43,8 +42,10 @@ class Nf4Linear(nn.Module):
         compute_dtype: of the product; None takes the input's.
         requantize: `add_to_weight` stores the sum in 4 bits again, instead of as it is.
 
-    Departs from: bitsandbytes `Linear4bit`, which in evaluation on CPUs with AVX512-BF16 repacks the
-    codes and multiplies in bfloat16 whatever the input's type, and which changes the bias's type in place.
+    Departs from: bitsandbytes 0.50.2 `Linear4bit`. Its CPU kernel reads some constants from a neighbouring
+    block where `in` is a multiple of 16 but not of 64 (1376, for one); ours are right for every shape. In
+    evaluation on CPUs with AVX512-BF16 it repacks the codes and multiplies in bfloat16 whatever the input's
+    type; ours computes as in training.
     """
 
     bias: nn.Parameter | None
@@ -94,14 +95,15 @@ class Nf4Linear(nn.Module):
         ops: Any = torch.ops.bitsandbytes
         absmax = self.absmax
         if self.double_quant:
-            table = _constant_table(self.codes.device)
+            table = dynamic_map(self.codes.device)
             absmax = ops.dequantize_blockwise(absmax, self.absmax_scale, table, CONSTANT_BLOCK, torch.float32)
             absmax += self.absmax_mean
-        # Blocks run over the flattened weight. bitsandbytes' CPU kernel wants an even last dimension.
-        even = self.in_features % 2 == 0
-        shape = (self.out_features, self.in_features) if even else (1, 2 * self.codes.numel())
+        # Blocks run over the flattened weight. Asked for rows of one block each, the CPU kernel cannot take a
+        # constant from the wrong block, as it does for rows of, say, 1376 weights.
+        n = self.out_features * self.in_features
+        shape = (n // BLOCK, BLOCK) if n % BLOCK == 0 else (1, 2 * self.codes.numel())
         flat: Tensor = ops.dequantize_4bit(self.codes, absmax, BLOCK, "nf4", shape, dtype).view(-1)
-        return flat[: self.out_features * self.in_features].view(self.out_features, self.in_features)
+        return flat[:n].view(self.out_features, self.in_features)
 
     @torch.no_grad()
     def add_to_weight(self, delta: Tensor) -> None:
@@ -186,10 +188,3 @@ def _quantize(weight: Tensor, double_quant: bool) -> dict[str, Tensor]:
     if double_quant:
         found |= {"absmax_scale": state.state2.absmax, "absmax_mean": state.offset}
     return found
-
-
-@functools.cache
-def _constant_table(device: torch.device) -> Tensor:
-    """The 256 values that coded constants stand for."""
-    table: Tensor = bnb().functional.create_dynamic_map().to(device)
-    return table
