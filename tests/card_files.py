@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lowrank import cards
+from lowrank.data.fetch import fetch
+from lowrank.data.prepare import prepare
+from lowrank.spec import DataSpec
 
 BERT = {
     "model_type": "bert",
@@ -67,6 +71,38 @@ class CardFiles:
         files = {"config.json": json.dumps(fields.get("config", BERT)), **(files or {})}
         self.write("models", name, **{"init": "random", "config": BERT, "source": self.local(name, files), **fields})
         return cards.model_card(name)
+
+
+WORDS = [f"w{index}" for index in range(30)]
+ROWS = [{"text": f"{WORDS[i % 30]} {WORDS[i * 7 % 30]} {i}", "label": "ab"[i % 2]} for i in range(40)]
+
+
+def word_tokenizer(special: tuple[str, ...] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")) -> str:
+    """A tokenizer of whole words, as `tokenizer.json`; it carries padding and truncation, as published ones do."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if "[CLS]" in special:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[(name, special.index(name)) for name in ("[CLS]", "[SEP]")]
+        )
+    tokenizer.enable_padding(length=9)
+    tokenizer.enable_truncation(4)
+    return str(tokenizer.to_str())
+
+
+class PreparedFiles(CardFiles):
+    """Cards, and data prepared from them."""
+
+    def prepare(self, rows: list[dict[str, Any]] = ROWS, tokenizer: str | None = None, **options: Any) -> Path:
+        """Prepares rows for a small model; `options` of the spec and, as `card`, of the data card."""
+        fields = options.pop("card", {})
+        self.data("rows", rows, **fields)
+        self.model("words", {"tokenizer.json": tokenizer or word_tokenizer()})
+        for card in (cards.data_card("rows"), cards.model_card("words")):
+            fetch(card, self.root / "downloads")
+        spec = DataSpec(card="rows", **{"max_length": 8, **options})
+        return prepare(spec, "words", self.root / "downloads", self.root / "prepared")
 
 
 def sha256(content: bytes) -> str:

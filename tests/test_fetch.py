@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import huggingface_hub
 import pytest
-from safetensors.numpy import save_file
 
 from lowrank import cards
-from lowrank.cards import DataCard, ModelCard, data_card, model_card, run_pins, run_spec
+from lowrank.cards import DataCard, data_card
 from lowrank.data.fetch import LOWRANK_FILES, fetch, files_of
 from lowrank.errors import IntegrityError, UnavailableError
-from lowrank.files import check_seal, seal
-from lowrank.spec import run_id
-from tests.card_files import BERT, CardFiles, make_wheel, sha256
+from lowrank.files import check_seal
+from tests.card_files import CardFiles, make_wheel, sha256
 
 MEMBER = "tiny_data/rows.jsonl"
 ROW = '{"text": "one", "label": "a"}\n'
 WRONG = "0" * 64
-    "kind": "hub",
-    "repository": "owner/tiny",
-    "revision": "a" * 40,
-    "files": {"config.json": sha256(CONFIG.encode())},
-}
 
 
 @pytest.fixture
