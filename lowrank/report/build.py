@@ -1,0 +1,84 @@
+"""Everything that is computed from a study's runs: tables, figures, and a verdict on each published number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lowrank.files import write_json, write_text
+from lowrank.report import audit, checks, figures, style, tables  # noqa: F401 - importing registers the kinds
+from lowrank.report.audit import against_itself
+from lowrank.report.context import Context
+from lowrank.report.export import write_results
+from lowrank.report.frame import read_runs, state
+from lowrank.report.html import table_fragment
+from lowrank.report.kinds import Summary
+from lowrank.report.ledger import REPORTED, load_ledger
+from lowrank.report.verdicts import VERDICTS, decide
+from lowrank.report.views import Views
+
+RUNS = Path("results/runs")
+
+
+def open_study(
+    study: str, views: Views, runs_csv: Path, out: Path, scale: str, *, reported: Path = REPORTED, runs: Path = RUNS
+) -> Context:
+    """Reads what a study's views are computed from."""
+    return Context(study, scale, views, load_ledger(study, reported), read_runs(runs_csv), runs, out)
+
+
+def build_study(
+    study: str, views: Views, runs_csv: Path, out: Path, scale: str, *, reported: Path = REPORTED, runs: Path = RUNS
+) -> dict[str, Any]:
+    """Writes every table (`.csv`, `.html`), figure (`.svg`, `.png`) and `claims.json` of a study.
+
+    Args:
+        study: its name.
+        views: from `parse_views`.
+        runs_csv: one row per run.
+        out: the folder to write to.
+        scale: smoke, laptop or paper.
+        reported: where the published numbers lie.
+        runs: where run folders lie.
+
+    Returns:
+        What `claims.json` holds.
+
+    Raises:
+        ConfigError: a view names a column that is not there.
+        IntegrityError: a file of the runs is missing.
+    """
+    context = open_study(study, views, runs_csv, out, scale, reported=reported, runs=runs)
+    for name, view in views.tables.items():
+        frame = context.table(name)
+        write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+        write_text(out / f"{name}.html", table_fragment(frame, view))
+        if isinstance(view, Summary) and view.results_json:
+            write_results(context.runs, view.by, runs, out)
+    for name in views.figures:
+        style.save(context.draw(name), out / name)
+    record = verdicts(context)
+    write_json(out / "claims.json", record)
+    return record
+
+
+def verdicts(context: Context) -> dict[str, Any]:
+    """The record of a study: its runs, and each published number beside ours."""
+    entries = []
+    for artefact, entry in context.ledger.entries():
+        record = decide(context, artefact, entry)
+        own = against_itself(context, entry.claim) if entry.claim else None
+        record["document"] = own and {"verdict": own.verdict, "cause": own.cause}
+        entries.append(record)
+    counts = Counter(entry["verdict"] for entry in entries)
+    status, cause = state(context.runs)
+    return {
+        "study": context.study,
+        "scale": context.scale,
+        "runs": {"planned": len(context.runs), "status": status, "cause": cause}
+        | {name: int(number) for name, number in context.runs["status"].value_counts().items()},
+        "artefacts": {artefact.id: artefact.title for artefact in context.ledger.artefacts},
+        "counts": {verdict: counts[verdict] for verdict in VERDICTS},
+        "entries": entries,
+    }

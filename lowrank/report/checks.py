@@ -1,0 +1,235 @@
+"""The kinds of claims: each decides one sentence from a table of optima."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lowrank.report.context import Context, check
+from lowrank.report.export import RESULT_KEYS
+from lowrank.report.kinds import (
+    Case,
+    DependsClaim,
+    GridResolutionClaim,
+    Optima,
+    OutperformsClaim,
+    RatioClaim,
+    ResultsSchemaClaim,
+    TiedClaim,
+)
+from lowrank.report.optima import Optimum, same_ratio, selects
+from lowrank.report.stats import CONFIDENCE, Estimate, paired
+from lowrank.report.text import number, numbers, rate
+from lowrank.report.verdicts import Finding, Verdict
+
+SHOWN = ("rank", "alpha", "alpha_over_rank", "budget")
+"""Keys that name an optimum in a sentence; `alpha_over_rank` and `budget` only where they say more."""
+
+
+def describe(optimum: Optimum) -> str:
+    """`rank 8, alpha 32`."""
+    words = [f"{key} {number(optimum.keys[key])}" for key in ("rank", "alpha") if optimum.keys.get(key) is not None]
+    if optimum.keys.get("budget") == "long":
+        words.append("long training")
+    return ", ".join(words) or str(optimum.keys.get("arm", "all"))
+
+
+def _blocked(optimum: Optimum) -> Finding | None:
+    """Why nothing can be said about an optimum, or None."""
+    base = optimum.base
+    if optimum.best is None or (base is not None and base.best is None):
+        return Finding("not run", f"{describe(optimum)}: {optimum.cause or (base.cause if base else '')}")
+    if optimum.incomplete or (base is not None and base.incomplete):
+        return Finding("not resolved", f"{describe(optimum)}: {optimum.cause or (base.cause if base else '')}")
+    if len(optimum.metric) < 2:
+        return Finding("not resolved", "one seed")
+    return None
+
+
+def combine(parts: Sequence[Finding], evidence: Sequence[str]) -> Finding:
+    """All must hold: one counter-example differs, one open question leaves the whole open."""
+    if not parts:
+        return Finding("not run", "no run of these configurations at this scale", tuple(evidence))
+    order: tuple[Verdict, ...] = ("differs", "not run", "not resolved", "reproduced")
+    for verdict in order:
+        hits = [part for part in parts if part.verdict == verdict]
+        if hits:
+            causes = list(dict.fromkeys(part.cause for part in hits))
+            shown = "; ".join(causes[:3]) + (f"; and {len(causes) - 3} more" if len(causes) > 3 else "")
+            if len(parts) > 1:
+                shown = f"all {len(parts)} hold" if verdict == "reproduced" else f"{len(hits)} of {len(parts)}: {shown}"
+            return Finding(verdict, shown, tuple(evidence))
+    raise AssertionError(parts)
+
+
+@check(RatioClaim)
+def ratio(context: Context, view: RatioClaim, optima: list[Optimum]) -> Finding:
+    """Each optimum that a case selects has (or has not) the ratio it states."""
+    parts, evidence = [], []
+    for case in view.cases:
+        for optimum in (found for found in optima if selects(case.where, found)):
+            parts.append(_ratio(case, optimum))
+            evidence.append(_ratio_evidence(case, optimum))
+    return combine(parts, evidence)
+
+
+def _ratio(case: Case, optimum: Optimum) -> Finding:
+    blocked = _blocked(optimum)
+    if blocked:
+        return blocked
+    assert optimum.ratio is not None
+    assert optimum.base is not None
+    name = describe(optimum)
+    matches = [same_ratio(found, case.ratio) for found in optimum.ratios]
+    edges = [f"{who} {edge}" for who, edge in ((name, optimum.edge), ("the baseline", optimum.base.edge)) if edge]
+    if edges:
+        return Finding("not resolved", f"the optimum lies at the edge of its grid ({', '.join(edges)})")
+    if any(matches) and not all(matches):
+        return Finding("not resolved", f"{name}: tied learning rates allow the ratios {numbers(optimum.ratios)}")
+    held = all(matches) == case.holds
+    return Finding("reproduced" if held else "differs", f"{name} has {number(optimum.ratio)}×")
+
+
+def _ratio_evidence(case: Case, optimum: Optimum) -> str:
+    wanted = f"{'' if case.holds else 'not '}{number(case.ratio)}×"
+    if optimum.best is None or optimum.base is None or optimum.base.best is None:
+        return f"{describe(optimum)}: stated {wanted}; no optimum"
+    low, high = optimum.ratio_between
+    parts = [f"{describe(optimum)}: stated {wanted}; ours {number(optimum.ratio)}×"]
+    parts.append(f"({rate(optimum.best)} / {rate(optimum.base.best)})")
+    if low is not None or high is not None:
+        parts.append(f"between {number(low)} and {number(high)} on this grid")
+    if optimum.tied[1:]:
+        parts.append(f"tied learning rates {numbers(optimum.tied)}")
+    if optimum.edge:
+        parts.append(f"at the {optimum.edge} edge of its grid")
+    return ", ".join(parts)
+
+
+@check(TiedClaim)
+def tied(context: Context, view: TiedClaim, optima: list[Optimum]) -> Finding:
+    """At least one optimum of those selected cannot be told from its runner-up."""
+    chosen = [optimum for optimum in optima if selects(view.where, optimum)]
+    evidence = [f"{describe(o)}: runner-up {rate(o.runner_up)}, worse by {_shown(o.gap)}" for o in chosen if o.gap]
+    ties = [describe(optimum) for optimum in chosen if optimum.tied[1:]]
+    if ties:
+        return Finding("reproduced", f"tied within seed noise: {'; '.join(ties)}", tuple(evidence))
+    blocked = [found for optimum in chosen if (found := _blocked(optimum))]
+    if blocked or not chosen:
+        return combine(blocked, evidence)
+    return Finding("differs", f"none of {len(chosen)} optima is tied", tuple(evidence))
+
+
+@check(DependsClaim)
+def depends(context: Context, view: DependsClaim, optima: list[Optimum]) -> Finding:
+    """Whether the best value moves when one factor changes and the others stay."""
+    chosen = [optimum for optimum in optima if selects(view.where, optimum)]
+    grouped: dict[tuple[Any, ...], list[Optimum]] = {}
+    for optimum in chosen:
+        grouped.setdefault(tuple(optimum.keys.get(key) for key in view.fixed), []).append(optimum)
+    groups = {key: group for key, group in grouped.items() if len({o.keys[view.factor] for o in group}) > 1}
+    evidence = [_depends_evidence(view, key, group) for key, group in groups.items()]
+    usable = {key: [o for o in group if not _blocked(o)] for key, group in groups.items()}
+    moved = [pair for group in usable.values() for pair in itertools.combinations(group, 2) if _apart(*pair)]
+    if moved:
+        one, other = moved[0]
+        cause = f"it moves: {describe(one)} has {numbers(one.tied)}, {describe(other)} has {numbers(other.tied)}"
+        return Finding("reproduced" if view.expected else "differs", cause, tuple(evidence))
+    blocked = [found for group in groups.values() for optimum in group if (found := _blocked(optimum))]
+    if blocked or not groups:
+        return combine(blocked, evidence)
+    if all(
+        len({o.tied for o in group}) == 1 and not group[0].tied[1:] and not group[0].edge for group in usable.values()
+    ):
+        cause = f"the same optimum in each of {len(groups)} comparisons"
+        return Finding("differs" if view.expected else "reproduced", cause, tuple(evidence))
+    return Finding("not resolved", "ties or an edge of the grid leave open whether the optimum moves", tuple(evidence))
+
+
+def _apart(one: Optimum, other: Optimum) -> bool:
+    """Whether two optima differ beyond ties; two that both run off the same end of the grid are not told apart."""
+    return not set(one.tied) & set(other.tied)
+
+
+def _depends_evidence(view: DependsClaim, key: tuple[Any, ...], group: list[Optimum]) -> str:
+    fixed = ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in zip(view.fixed, key, strict=True))
+    found = [f"{view.factor.replace('_', ' ')} {number(o.keys[view.factor])}: {numbers(o.tied)}" for o in group]
+    return f"{fixed}: best learning rate (with ties) by {'; '.join(found)}"
+
+
+@check(OutperformsClaim)
+def outperforms(context: Context, view: OutperformsClaim, optima: list[Optimum]) -> Finding:
+    """Within some group, a configuration with one ratio beats the best configuration with the other."""
+    chosen = [optimum for optimum in optima if selects(view.where, optimum) and optimum.base is not None]
+    blocked = [found for optimum in chosen if (found := _blocked(optimum))]
+    sign = 1.0 if _goal(context, view.table) == "min" else -1.0
+    evidence, gains = [], []
+    usable = [optimum for optimum in chosen if not _blocked(optimum)]
+    for key in dict.fromkeys(tuple(o.keys[name] for name in view.within) for o in usable):
+        group = [o for o in usable if tuple(o.keys[name] for name in view.within) == key]
+        ours = [o for o in group if o.ratio and same_ratio(o.ratio, view.ratio)]
+        others = [o for o in group if o.ratio and same_ratio(o.ratio, view.other)]
+        if not ours or not others:
+            continue
+        one, other = (min(side, key=lambda o: sign * sum(o.metric.values()) / len(o.metric)) for side in (ours, others))
+        gain = paired({k: sign * v for k, v in one.metric.items()}, {k: sign * v for k, v in other.metric.items()})
+        if gain is not None:
+            gains.append(gain)
+            sides = f"{describe(one)} ({number(view.ratio)}×) against {describe(other)} ({number(view.other)}×)"
+            evidence.append(f"{sides}: {_shown(gain)}")
+    if any(gain.resolved and gain.mean < 0 for gain in gains):
+        return Finding(
+            "reproduced",
+            f"better in {sum(g.resolved and g.mean < 0 for g in gains)} of {len(gains)} groups",
+            tuple(evidence),
+        )
+    if blocked and not gains:
+        return combine(blocked, evidence)
+    if not gains:
+        return Finding("not resolved", f"no group has both a {number(view.ratio)}× and a {number(view.other)}× optimum")
+    if all(gain.resolved for gain in gains):
+        return Finding("differs", f"worse in all {len(gains)} groups", tuple(evidence))
+    return Finding("not resolved", "the differences lie within seed noise", tuple(evidence))
+
+
+def _goal(context: Context, table: str) -> str:
+    view = context.views.tables[table]
+    assert isinstance(view, Optima)
+    return view.goal
+
+
+def _shown(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    if found.low is None or found.high is None:
+        return f"{found.mean:+.4f} (one seed)"
+    return (
+        f"{found.mean:+.4f} ({CONFIDENCE:.0%} paired t over {found.seeds} seeds: {found.low:+.4f} to {found.high:+.4f})"
+    )
+
+
+@check(GridResolutionClaim)
+def grid_resolution(context: Context, view: GridResolutionClaim, optima: None) -> Finding:
+    """Whether the ranges that a grid leaves open around the stated ratios overlap.
+
+    Each side's optimum is known to half a step either way, so a ratio is known to one whole step:
+    [ratio / step, ratio * step].
+    """
+    ranges = [(ratio / view.step, ratio * view.step) for ratio in sorted(view.ratios)]
+    evidence = [
+        f"{number(ratio)}×: between {number(low)} and {number(high)}"
+        for ratio, (low, high) in zip(sorted(view.ratios), ranges, strict=True)
+    ]
+    overlap = all(left[1] > right[0] or math.isclose(left[1], right[0]) for left, right in itertools.pairwise(ranges))
+    told = "cannot be told apart" if overlap else "are apart"
+    cause = f"with a factor of {number(view.step)} between learning rates, neighbouring ratios {told}"
+    return Finding("reproduced" if overlap else "differs", cause, tuple(evidence))
+
+
+@check(ResultsSchemaClaim)
+def results_schema(context: Context, view: ResultsSchemaClaim, optima: None) -> Finding:
+    """Whether our files of results have exactly the document's keys."""
+    same = set(view.keys) == set(RESULT_KEYS)
+    return Finding("reproduced" if same else "differs", f"our files have {', '.join(RESULT_KEYS)}")

@@ -1,0 +1,98 @@
+"""What a table, figure or check may look at, and how it is found by the kind of its view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from lowrank.report.kinds import Optima, OptimaClaim
+from lowrank.report.ledger import Ledger
+from lowrank.report.views import Views
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lowrank.report.optima import Optimum
+    from lowrank.report.verdicts import Finding
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+TABLES: dict[str, Callable[[Context, str], pd.DataFrame]] = {}
+FIGURES: dict[str, Callable[[Context, str], Any]] = {}
+CHECKS: dict[str, Callable[..., Finding]] = {}
+
+
+@dataclass
+class Context:
+    """One study at one scale, while its views are built; tables and optima are computed once."""
+
+    study: str
+    scale: str
+    views: Views
+    ledger: Ledger
+    runs: pd.DataFrame
+    run_folders: Path
+    out: Path
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    _optima: dict[str, list[Optimum]] = field(default_factory=dict)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The table of that name."""
+        if name not in self.tables:
+            kind = _kind(self.views.tables[name], "kind")
+            self.tables[name] = TABLES[kind](self, name)
+        return self.tables[name]
+
+    def optima(self, name: str) -> list[Optimum]:
+        """The optima that the table of that name shows."""
+        if name not in self._optima:
+            from lowrank.report.optima import find_optima
+
+            view = self.views.tables[name]
+            assert isinstance(view, Optima)  # parse_views has seen to it
+            self._optima[name] = find_optima(self.runs, view, f"{self.study}: tables.{name}")
+        return self._optima[name]
+
+    def draw(self, name: str) -> Any:
+        """The figure of that name, as a matplotlib figure."""
+        return FIGURES[_kind(self.views.figures[name], "kind")](self, name)
+
+    def check(self, name: str) -> Finding:
+        """What the runs say of the claim of that name."""
+        view = self.views.claims[name]
+        optima = self.optima(view.table) if isinstance(view, OptimaClaim) else None
+        return CHECKS[_kind(view, "check")](self, view, optima)
+
+
+def _kind(view: Any, key: str) -> str:
+    return str(getattr(view, key))
+
+
+def _name(record: type[Any], key: str) -> str:
+    return str(get_args(record.model_fields[key].annotation)[0])
+
+
+def table(record: type[Any]) -> Callable[[Function], Function]:
+    """Registers a function `(context, name) -> data frame` for a kind of table."""
+    return _register(TABLES, _name(record, "kind"))
+
+
+def figure(record: type[Any]) -> Callable[[Function], Function]:
+    """Registers a function `(context, name) -> figure` for a kind of figure."""
+    return _register(FIGURES, _name(record, "kind"))
+
+
+def check(record: type[Any]) -> Callable[[Function], Function]:
+    """Registers a function `(context, view, optima) -> finding` for a kind of claim."""
+    return _register(CHECKS, _name(record, "check"))
+
+
+def _register(registry: dict[str, Any], name: str) -> Callable[[Function], Function]:
+    def keep(function: Function) -> Function:
+        assert name not in registry, f"two functions for {name}"
+        registry[name] = function
+        return function
+
+    return keep

@@ -1,0 +1,186 @@
+"""What a notebook shows of a study: each call returns a piece of its page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lowrank.files import read_json, read_yaml
+from lowrank.report import style
+from lowrank.report.build import RUNS, open_study
+from lowrank.report.html import badge, escape, rows_fragment, table_fragment
+from lowrank.report.inline import inline_svg
+from lowrank.report.ledger import REPORTED
+from lowrank.report.text import number
+from lowrank.report.verdicts import VERDICTS, published
+from lowrank.report.views import parse_views
+
+
+class Html:
+    """A piece of a page; Jupyter shows it as HTML."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def _repr_html_(self) -> str:
+        return self.text
+
+
+class Report:
+    """A study's results, opened for showing.
+
+    Args:
+        study: its name.
+        scale: smoke, laptop or paper.
+        folder: where `lowrank tables` wrote.
+        study_file: the study's YAML.
+        reported: where the published numbers lie.
+        runs: where run folders lie.
+    """
+
+    def __init__(
+        self,
+        study: str,
+        scale: str,
+        folder: str,
+        study_file: str,
+        reported: str = str(REPORTED),
+        runs: str = str(RUNS),
+    ) -> None:
+        self.raw: dict[str, Any] = read_yaml(Path(study_file))
+        self.folder = Path(folder)
+        views = parse_views(self.raw, study)
+        csv = self.folder / "runs.csv"
+        self.context = open_study(study, views, csv, self.folder, scale, reported=Path(reported), runs=Path(runs))
+        self.record: dict[str, Any] = read_json(self.folder / "claims.json")
+
+    def summary(self) -> Html:
+        """The question, the protocol, and what these pages were made from."""
+        runs, rows = self.context.runs, []
+        for label, column in (("data", "data_title"), ("model", "model_title"), ("device", "device")):
+            if column in runs and runs[column].notna().any():
+                rows.append((label, ", ".join(sorted(map(str, runs[column].dropna().unique())))))
+        counts = ", ".join(f"{value} {status}" for status, value in runs["status"].value_counts().items())
+        rows.append(("runs", f"{len(runs)} planned: {counts}"))
+        rows.append(
+            ("seeds", f"{runs['seed'].nunique()} ({number(runs.groupby('arm')['seed'].nunique().min())} in every arm)")
+        )
+        facts = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows)
+        protocol = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.raw.get("protocol", ()))
+        missing = self.record["runs"]["cause"]
+        warning = f'<p class="warning">Not every run is there. {escape(missing)}.</p>' if missing else ""
+        question = f'<p class="question">{escape(self.raw.get("question", ""))}</p>'
+        return Html(
+            f"{question}{self._scale_note()}{warning}{self._counts()}"
+            f'<section class="box"><h3>Protocol</h3><ul>{protocol}</ul><dl class="facts">{facts}</dl></section>'
+        )
+
+    def figures(self, *names: str) -> Html:
+        """Figures, each with its caption and its data."""
+        return Html(f'<div class="figures">{"".join(map(self._figure, names))}</div>')
+
+    def tables(self, *names: str) -> Html:
+        """Tables, folded."""
+        return Html("".join(map(self._table, names)))
+
+    def claims(self) -> Html:
+        """Every sentence of the document with its verdict and the numbers it rests on."""
+        entries = [entry for entry in self.record["entries"] if entry["claim"]]
+        return Html(f'<ol class="claims">{"".join(map(self._claim, entries))}</ol>')
+
+    def numbers(self) -> Html:
+        """Every published number beside ours, by figure."""
+        parts = []
+        for artefact, title in self.record["artefacts"].items():
+            entries = [entry for entry in self.record["entries"] if entry["artefact"] == artefact and entry["cell"]]
+            if entries:
+                parts.append(self._fold(f"{artefact}: {title}", len(entries), self._number_table(title, entries)))
+        return Html("".join(parts))
+
+    def again(self) -> Html:
+        """What this scale leaves out of the document's grid, and how each piece is made again."""
+        dropped = self.raw.get("scales", {}).get(self.context.scale, {}).get("dropped") or "Nothing is left out."
+        study, folder = self.context.study, self.folder
+        lines = [
+            (f"snakemake --cores all {study}", "this page and all that it needs"),
+            (f"snakemake --cores all --forcerun page_{study} -- {study}", "this page alone"),
+            (f"snakemake --cores all --forcerun tables_{study} -- {study}", "tables, figures, verdicts and the page"),
+            *(
+                (f"snakemake --cores all -- {folder}/{name}.svg", view.title)
+                for name, view in self.context.views.figures.items()
+            ),
+            (f"snakemake --cores all --config scale=paper -- {study}", "the document's own scale, on a GPU machine"),
+        ]
+        items = "".join(f"<dt>{escape(why)}</dt><dd><code>{escape(line)}</code></dd>" for line, why in lines)
+        return Html(f'<p>{escape(dropped)}</p><dl class="commands">{items}</dl>')
+
+    def _scale_note(self) -> str:
+        notes = {
+            "smoke": "Smoke scale: tiny random models that show that the pipeline runs. No number here means anything.",
+            "laptop": "Laptop scale: small real models and data. Directions are judged; the document's numbers are not "
+            "comparable.",
+            "paper": "Paper scale: the document's own models, data and grid.",
+        }
+        return f'<p class="scale">{escape(notes[self.context.scale])}</p>'
+
+    def _counts(self) -> str:
+        counts = self.record["counts"]
+        items = "".join(f"<li>{badge(verdict)} {counts[verdict]}</li>" for verdict in VERDICTS if counts[verdict])
+        return f'<ul class="counts" aria-label="published numbers and sentences by verdict">{items}</ul>'
+
+    def _figure(self, name: str) -> str:
+        view = self.context.views.figures[name]
+        drawing = inline_svg(style.svg(self.context.draw(name)), name, f"{view.title}. {view.caption}")
+        link = _download(self.folder / f"{view.table}.csv")
+        return (
+            f'<figure id="{name}">{drawing}<figcaption><b>{escape(view.title)}.</b> {escape(view.caption)} '
+            f"{link}</figcaption></figure>"
+        )
+
+    def _table(self, name: str) -> str:
+        frame, view = self.context.table(name), self.context.views.tables[name]
+        body = table_fragment(frame, view) + f"<p>{_download(self.folder / f'{name}.csv')}</p>"
+        return self._fold(view.title, len(frame), body)
+
+    def _fold(self, title: str, rows: int, body: str) -> str:
+        return f"<details><summary>{escape(title)} <small>{rows} rows</small></summary>{body}</details>\n"
+
+    def _number_table(self, title: str, entries: Sequence[dict[str, Any]]) -> str:
+        rows = [
+            {
+                "id": entry["id"],
+                "line": entry["line"],
+                "published": published(entry["published"], entry["reading"]),
+                "ours": entry["ours"],
+                "verdict": entry["verdict"],
+                "cause": entry["cause"],
+                "note": entry["note"],
+            }
+            for entry in entries
+        ]
+        columns = ["id", "line", "published", "ours", "verdict", "cause"]
+        columns += ["note"] if any(row["note"] for row in rows) else []
+        return rows_fragment(rows, columns, caption=title)
+
+    def _claim(self, entry: dict[str, Any]) -> str:
+        evidence = "".join(f"<li>{escape(line)}</li>" for line in entry["evidence"])
+        shown = f"<details><summary>Evidence</summary><ul>{evidence}</ul></details>" if evidence else ""
+        own = entry["document"]
+        itself = (
+            f'<p class="itself">Against the document’s own figure: {badge(own["verdict"])} {escape(own["cause"])}</p>'
+            if own
+            else ""
+        )
+        return (
+            f'<li id="{escape(entry["id"])}"><p class="claim"><span class="id">{escape(entry["id"])}</span> '
+            f"<q>{escape(entry['published'])}</q> <small>line {entry['line']}</small></p>"
+            f'<p class="finding">{badge(entry["verdict"])} {escape(entry["cause"])}</p>{itself}{shown}</li>'
+        )
+
+
+def _download(path: Path) -> str:
+    # A data link works wherever the page is copied to.
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<a class="data" download="{escape(path.name)}" href="data:text/csv;base64,{data}">CSV</a>'

@@ -1,0 +1,36 @@
+"""Numbers as a reader of a table wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def number(value: Any) -> str:
+    """0.25119 -> 0.2512, 3e-5 -> 3e-5, 10.0 -> 10, 3.3333 -> 3.33; a dash where there is no value."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    size = abs(value)
+    if size == 0 or (float(value).is_integer() and size < 1e7):
+        return str(int(value))
+    if size < 1e-4 or size >= 1e7:
+        return rate(value)
+    return f"{value:.4f}" if size < 1 else f"{value:.3g}" if size < 100 else f"{value:.1f}"
+
+
+def rate(value: Any) -> str:
+    """A learning rate or another number that is swept in logarithms: 0.001 -> 1e-3, 0.25 -> 0.25, 10 -> 10."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
+        return number(value)
+    if value != 0 and (abs(value) < 0.01 or abs(value) >= 1e7):
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.7g}"
+
+
+def numbers(values: Iterable[Any]) -> str:
+    """Several numbers, separated by spaces; a CSV cell that stays a list."""
+    return " ".join(rate(value) for value in values)

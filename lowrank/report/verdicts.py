@@ -1,0 +1,115 @@
+"""Whether a published number or sentence holds, and why one cannot say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from lowrank.report.context import Context
+from lowrank.report.frame import select
+from lowrank.report.ledger import Artefact, Cell, Entry
+from lowrank.report.text import number, rate
+
+Verdict = Literal["reproduced", "differs", "not resolved", "not comparable", "not run", "impossible"]
+VERDICTS: tuple[Verdict, ...] = ("reproduced", "differs", "not resolved", "not comparable", "not run", "impossible")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict, its cause in one sentence, and the numbers it rests on."""
+
+    verdict: Verdict
+    cause: str
+    evidence: tuple[str, ...] = ()
+
+
+def decide(context: Context, artefact: Artefact, entry: Entry) -> dict[str, Any]:
+    """The record of one published number: what the document says, what we have, and the verdict."""
+    ours, found = _claim(context, entry) if entry.claim else _cell(context, entry)
+    record: dict[str, Any] = {"id": entry.id, "artefact": artefact.id, "line": entry.line, "kind": entry.kind}
+    record |= {"published": entry.value, "reading": entry.reading, "note": entry.note, "ours": ours}
+    record |= {"cell": entry.cell.model_dump() if entry.cell else None, "claim": entry.claim}
+    return record | {"verdict": found.verdict, "cause": found.cause, "evidence": list(found.evidence)}
+
+
+def published(entry_value: Any, reading: float) -> str:
+    """A published value as text: 0.268 ± 0.003, 0.316 to 0.325, or the sentence itself."""
+    if entry_value is None:
+        return "not shown"
+    if isinstance(entry_value, tuple | list):
+        return " to ".join(number(value) for value in entry_value)
+    if isinstance(entry_value, str):
+        return entry_value
+    shown = rate(entry_value) if entry_value < 0.01 else f"{entry_value:.4g}"
+    return f"{shown} ± {reading:g}" if reading else shown
+
+
+def _claim(context: Context, entry: Entry) -> tuple[None, Finding]:
+    assert entry.claim is not None
+    if entry.kind == "directional" and context.scale == "smoke":
+        return None, Finding("not comparable", "smoke scale: tiny random models and a handful of rows")
+    return None, context.check(entry.claim)
+
+
+def _cell(context: Context, entry: Entry) -> tuple[Any, Finding]:
+    assert entry.cell is not None
+    row = find_row(context.table(entry.cell.table), entry.cell)
+    ours = None if row is None else _plain(row[entry.cell.column])
+    if entry.value is None:
+        return ours, Finding("impossible", "the document does not show this number")
+    if entry.kind == "numeric" and context.scale != "paper":
+        return ours, Finding("not comparable", f"a number of the paper's scale; this is {context.scale} scale")
+    if row is None:
+        return ours, Finding("not run", "no run of this configuration at this scale")
+    status = str(row.get("status", "ok"))
+    if ours is None:
+        return ours, Finding("differs" if status == "diverged" else "not run", str(row.get("cause", "")) or "no value")
+    if status in ("partial", "missing", "failed") and _incomplete(row):
+        return ours, Finding("not resolved", str(row["cause"]))
+    if entry.cell.column == "ratio" and row.get("tie") != "no":
+        why = "one seed" if row["tie"] == "one seed" else f"tied learning rates allow the ratios {row['ratios']}"
+        return ours, Finding("not resolved", why)
+    return ours, _compare(entry, ours)
+
+
+def _incomplete(row: pd.Series[Any]) -> bool:
+    # An optimum whose sweep holds a diverged run is whole: divergence is a result.
+    return "missing" in str(row["cause"]) or "failed" in str(row["cause"]) or row["seeds"] < row["seeds_planned"]
+
+
+def find_row(table: pd.DataFrame, cell: Cell) -> pd.Series[Any] | None:
+    """The one row that a cell names, or None.
+
+    Raises:
+        ConfigError: the table has no such column.
+    """
+    kept = select(table, {column: (value,) for column, value in cell.row.items()}, f"cell of {cell.table}")
+    assert len(kept) <= 1, f"{cell} names {len(kept)} rows"
+    return kept.iloc[0] if len(kept) else None
+
+
+def _plain(value: Any) -> Any:
+    if pd.isna(value):
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def _compare(entry: Entry, ours: Any) -> Finding:
+    wanted = entry.value
+    if entry.among:
+        listed = str(ours).split()
+        held = rate(wanted) in listed
+        return Finding("reproduced" if held else "differs", f"the runs have {', '.join(listed) or 'no value'}")
+    assert isinstance(wanted, int | float | tuple)
+    low, high = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+    if entry.factor is not None:
+        held = low / entry.factor < ours < high * entry.factor
+        return Finding(
+            "reproduced" if held else "differs", f"within a factor of {entry.factor:.3g}: {'yes' if held else 'no'}"
+        )
+    assert entry.tolerance is not None
+    allowed = entry.tolerance + entry.reading
+    off = max(low - ours, ours - high, 0.0)
+    return Finding("reproduced" if off <= allowed else "differs", f"off by {off:.4f}, allowed {allowed:.4f}")

@@ -1,0 +1,78 @@
+"""What a study shows, as its YAML says it: `tables`, `figures` and `claims`, each entry of a registered kind.
+
+Nothing heavy is imported here, so that a plan can refuse a wrong view before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from lowrank.errors import ConfigError
+from lowrank.report.kinds import ClaimView, FigureView, Optima, OptimaClaim, TableView
+from lowrank.strict import Name, Strict, parse, suggest
+
+
+class Views(Strict):
+    """The three sections of a study, validated."""
+
+    tables: dict[Name, TableView]
+    figures: dict[Name, FigureView]
+    claims: dict[Name, ClaimView]
+
+    def outputs(self) -> list[str]:
+        """Every file that `build_study` always writes, besides `runs.csv`."""
+        tables = [f"{name}.{kind}" for name in self.tables for kind in ("csv", "html")]
+        figures = [f"{name}.{kind}" for name in self.figures for kind in ("svg", "png")]
+        return ["runs.csv", *tables, *figures, "claims.json"]
+
+
+def kinds(base: type[Strict], key: str) -> dict[str, type[Strict]]:
+    """Every kind of table, figure or claim by name: the records below `base` that fix `key`."""
+    found: dict[str, type[Strict]] = {}
+    for record in base.__subclasses__():
+        if key in record.model_fields:
+            found[get_args(record.model_fields[key].annotation)[0]] = record
+        found |= kinds(record, key)
+    return dict(sorted(found.items()))
+
+
+def parse_views(raw: Mapping[str, Any], where: str) -> Views:
+    """Validates the sections `tables`, `figures` and `claims` of a study.
+
+    Args:
+        raw: the three sections; one that is missing or empty shows nothing.
+        where: the study, which starts each message.
+
+    Raises:
+        ConfigError: an unknown kind, option, table or column; names the place and what is allowed.
+    """
+    tables = _section(raw, "tables", TableView, "kind", where)
+    figures = _section(raw, "figures", FigureView, "kind", where)
+    claims = _section(raw, "claims", ClaimView, "check", where)
+    views = Views.model_construct(tables=tables, figures=figures, claims=claims)
+    for section in (figures, claims):
+        for name, view in section.items():
+            table = getattr(view, "table", None)
+            if table is not None and table not in tables:
+                raise ConfigError(f"{where}: {name}: table: unknown table {table!r}{suggest(table, tables)}")
+            if isinstance(view, OptimaClaim) and not isinstance(tables[view.table], Optima):
+                raise ConfigError(f"{where}: {name}: table: {view.table!r} is no table of optima")
+    return views
+
+
+def _section(raw: Mapping[str, Any], section: str, base: type[Strict], key: str, where: str) -> dict[str, Any]:
+    known = kinds(base, key)
+    found: dict[str, Any] = {}
+    for name, entry in (raw.get(section) or {}).items():
+        place = f"{where}: {section}.{name}"
+        kind = entry.get(key) if isinstance(entry, Mapping) else None
+        if not isinstance(kind, str) or kind not in known:
+            raise ConfigError(f"{place}.{key}: unknown {key} {kind!r}{suggest(kind, known)}")
+        parse(_Named, {"name": name}, place)
+        found[name] = parse(known[kind], entry, place)
+    return found
+
+
+class _Named(Strict):
+    name: Name
