@@ -1,22 +1,23 @@
-"""What one job of the workflow does, told by the plan."""
+"""What one job of the workflow does, told by the plan.
+
+Imports stand inside the functions: fetching must not pay for torch, nor training for pandas.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank.cards import card_names, data_card, model_card
-from lowrank.data.fetch import DOWNLOADS
-from lowrank.data.fetch import fetch as fetch_card
-from lowrank.data.prepare import prepare as prepare_data
 from lowrank.errors import ConfigError
-from lowrank.evaluate.pack import evaluate_pack, score_in_training
 from lowrank.run_folder import EVALUATIONS, WORK, forget
 from lowrank.signals import StopFlag
 from lowrank.spec import DataSpec, EvalSpec, RunSpec
 from lowrank.strict import parse, suggest
-from lowrank.train.loop import Loop
-from lowrank.train.pack import Member, Pack, train_pack
+
+if TYPE_CHECKING:
+    from lowrank.train.loop import Loop
+    from lowrank.train.pack import Member
 
 FORCED = WORK / "forced"
 """Marks that the workflow leaves at its start for runs that `--forcerun` names."""
@@ -28,6 +29,8 @@ REPORTS = Path("reports")
 
 def fetch(card: str) -> None:
     """Fetches a model or data card."""
+    from lowrank.data.fetch import fetch as fetch_card
+
     models, data = card_names("models"), card_names("data")
     if card not in models + data:
         raise ConfigError(f"unknown card {card!r}{suggest(card, models + data)}")
@@ -36,12 +39,18 @@ def fetch(card: str) -> None:
 
 def prepare(plan: dict[str, Any], name: str) -> None:
     """Prepares data of the plan."""
+    from lowrank.data.fetch import DOWNLOADS
+    from lowrank.data.prepare import prepare as prepare_data
+
     entry = plan["data"][name]
     prepare_data(parse(DataSpec, entry["spec"], f"plan: {name}"), entry["model"], DOWNLOADS, PREPARED / name)
 
 
 def train(plan: dict[str, Any], name: str, threads: int) -> None:
     """Trains a pack; scores it too where its weights are not kept."""
+    from lowrank.evaluate.pack import score_in_training
+    from lowrank.train.pack import Pack, train_pack
+
     entry = plan["packs"][name]
     prepared = PREPARED / entry["data"]
     members = tuple(_member(plan, run) for run in entry["members"])
@@ -65,6 +74,8 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
 
 def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> None:
     """Scores the members of a pack."""
+    from lowrank.evaluate.pack import evaluate_pack
+
     entry = plan["packs"][name]
     evaluate_pack(
         entry["members"],
@@ -106,6 +117,8 @@ def index(plan: dict[str, Any]) -> None:
 
 
 def _member(plan: dict[str, Any], run: str) -> Member:
+    from lowrank.train.pack import Member
+
     entry = plan["runs"][run]
     spec = parse(RunSpec, entry["spec"], f"plan: {run}")
     return Member(run, spec, entry["pins"], entry["code"])
