@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -73,8 +72,6 @@ def predict_step(
         raise ConfigError(
             f"chain {chain.name}: its step depends on values ({error}), which a prediction does not have; measure it"
         ) from error
-    finally:
-        _clear_caches()
 
 
 class _Draws(TorchDispatchMode):
@@ -87,15 +84,6 @@ class _Draws(TorchDispatchMode):
         if func.overloadpacket is torch.ops.aten.randint:
             result.is_draw = True
         return result
-
-
-def _clear_caches() -> None:
-    """Empties the function caches of the parts: a table that was first asked for here is a fake one."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("lowrank.methods."):
-            for value in vars(module).values():
-                if hasattr(value, "cache_clear"):
-                    value.cache_clear()
 
 
 def _hides_nothing(batch: Batch) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from lowrank.methods.bnb import bnb
+from lowrank.methods.bnb import bnb, dynamic_map
 from lowrank.methods.galore_projector import Projector, bases, fold_
 
 Base = Literal["adamw", "adam", "sgd", "adamw8bit"]
@@ -167,13 +166,6 @@ def base_step(
     )
 
 
-@functools.cache
-def _code_books(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The 256 values that signed and unsigned 8-bit moments may take."""
-    dynamic = bnb().functional.create_dynamic_map
-    return dynamic(signed=True).to(device), dynamic(signed=False).to(device)
-
-
 def _step_8bit(
     target: Tensor, gradient: Tensor, state: dict[str, Any], group: Mapping[str, Any], lr: float, decay: float
 ) -> None:
@@ -182,7 +174,7 @@ def _step_8bit(
         for moment in ("1", "2"):
             state[f"codes_{moment}"] = torch.zeros_like(gradient, dtype=torch.uint8)
             state[f"scales_{moment}"] = torch.zeros(blocks, dtype=torch.float32, device=gradient.device)
-    signed, unsigned = _code_books(gradient.device)
+    signed, unsigned = (dynamic_map(gradient.device, signed=signed) for signed in (True, False))
     bnb().functional.optimizer_update_8bit_blockwise(
         "adam",
         gradient,
