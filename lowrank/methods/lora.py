@@ -58,6 +58,9 @@ class LoraAdapter(nn.Module):
         options: rank, alpha, dropout.
     """
 
+    keeps_input = True
+    """The gradient of the factors asks `layer.keep` for the input."""
+
     def __init__(self, in_features: int, out_features: int, generator: torch.Generator, options: Any) -> None:
         super().__init__()
         bound = 1 / math.sqrt(in_features)
@@ -70,14 +73,30 @@ class LoraAdapter(nn.Module):
     def forward(self, x: Tensor, y: Tensor, layer: AdaptedLinear) -> Tensor:
         """x (..., in), y (..., out) -> y + scaling B A drop(x), written into y."""
         dropout = self.dropout if self.training else 0.0
-        keep = in_use(layer.keep)
-        apply = cast("Callable[..., Tensor]", _AddLowRank.apply)
-        return apply(x, y, self.lora_A, self.lora_B, self.scaling, dropout, keep)
+        return add_low_rank(x, y, self.lora_A, self.lora_B, self.scaling, dropout, layer.keep)
 
     def delta_weight(self, layer: AdaptedLinear) -> Tensor:
         """scaling B A: (out, in)."""
         delta: Tensor = self.scaling * (self.lora_B @ self.lora_A)
         return delta
+
+
+def add_low_rank(
+    x: Tensor, y: Tensor, A: Tensor, B: Tensor, scaling: float, dropout: float = 0.0, keep: Keep | None = None
+) -> Tensor:
+    """y + scaling B A drop(x), written into y.
+
+    Args:
+        x: (..., in).
+        y: (..., out); its storage is reused.
+        A: (rank, in).
+        B: (out, rank).
+        scaling: of the term.
+        dropout: probability with which an entry of x is dropped.
+        keep: how x is kept for the gradient of A.
+    """
+    apply = cast("Callable[..., Tensor]", _AddLowRank.apply)
+    return apply(x, y, A, B, scaling, dropout, in_use(keep))
 
 
 class _AddLowRank(torch.autograd.Function):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear, adapted, add_to_weight, untie
 from lowrank.methods.adapter import AdapterPart
+from lowrank.methods.lora import add_low_rank
 from lowrank.methods.merging import base_weights, refuse_coded_base
-from lowrank.methods.mhlora import Heads, HeadsOptions, add_terms, sum_of_products
+from lowrank.methods.mhlora import Heads, HeadsOptions, side_by_side, sum_of_products
 from lowrank.strict import PositiveInt
 
 
@@ -123,7 +124,9 @@ class LteAdapter(Heads):
     def forward(self, x: Tensor, y: Tensor, layer: AdaptedLinear) -> Tensor:
         """x (B, ..., in), y (B, ..., out) -> in training y + (D_n - P_n) x with n = example mod N, else their mean."""
         if not self.training:
-            return y if self.eval_stale else add_terms(x, y, *self.stacked(), self.scaling / self.heads)
+            return (
+                y if self.eval_stale else add_low_rank(x, y, *side_by_side(*self.stacked()), self.scaling / self.heads)
+            )
         if x.shape[0] % self.heads:
             raise ConfigError(
                 f"lte: {self.heads} heads do not divide the {x.shape[0]} examples of an input of shape "

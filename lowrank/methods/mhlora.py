@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lowrank.methods.adapted import AdaptedLinear
 from lowrank.methods.adapter import AdapterOptions, AdapterPart
+from lowrank.methods.lora import add_low_rank
 from lowrank.strict import PositiveFloat, PositiveInt
 
 
@@ -74,6 +74,9 @@ class Heads(nn.Module):
 class MultiHeadAdapter(Heads):
     """All heads on all examples."""
 
+    keeps_input = True
+    """The gradient of the factors asks `layer.keep` for the input."""
+
     def __init__(self, in_features: int, out_features: int, generator: torch.Generator, options: Any) -> None:
         super().__init__(in_features, out_features, generator, options)
         self.each = self.scaling / self.heads if options.combine == "mean" else self.scaling
@@ -81,35 +84,20 @@ class MultiHeadAdapter(Heads):
 
     def forward(self, x: Tensor, y: Tensor, layer: AdaptedLinear) -> Tensor:
         """x (..., in), y (..., out) -> y + each * sum_n B_n A_n x."""
-        return add_terms(x, y, self.lora_A, self.lora_B, self.each)
+        return add_low_rank(x, y, *side_by_side(self.lora_A, self.lora_B), self.each, keep=layer.keep)
 
     def delta_weight(self, layer: AdaptedLinear) -> Tensor:
         """each * sum_n B_n A_n: (out, in)."""
         return sum_of_products(self.lora_A, self.lora_B, self.each)
 
 
-def add_terms(x: Tensor, y: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:
-    """y + scaling sum_n up_n down_n x, as one low-rank product of rank N r.
-
-    Args:
-        x: (..., in).
-        y: (..., out).
-        down: (N, r, in).
-        up: (N, out, r).
-        scaling: of every term.
-    """
-    hidden = functional.linear(x, down.flatten(0, 1).to(x.dtype))  # (..., N r)
-    side_by_side = up.transpose(1, 2).flatten(0, 1)  # (N r, out)
-    flat = torch.addmm(
-        y.reshape(-1, y.shape[-1]),
-        hidden.reshape(-1, hidden.shape[-1]).to(y.dtype),
-        side_by_side.to(y.dtype),
-        alpha=scaling,
-    )
-    return flat.view_as(y)
+def side_by_side(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The heads as one pair of factors: (N, r, in), (N, out, r) -> (N r, in), (out, N r)."""
+    return down.flatten(0, 1), up.transpose(0, 1).flatten(1)
 
 
 def sum_of_products(down: Tensor, up: Tensor, scaling: float) -> Tensor:
     """scaling sum_n up_n down_n: (out, in), from (N, r, in) and (N, out, r)."""
-    delta: Tensor = scaling * (up.transpose(0, 1).flatten(1) @ down.flatten(0, 1))
+    A, B = side_by_side(down, up)
+    delta: Tensor = scaling * (B @ A)
     return delta
