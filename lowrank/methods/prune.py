@@ -26,8 +26,8 @@ class Prune(Part):
     - magnitude: |w| strictly above its s-quantile;
     - topk: |w| at or above its k-th largest, k = n - round(s n), so that ties are kept;
     - l1: as magnitude, where the penalty below has sorted out what is small;
-    - structured: whole rank components, row i of lora_A and column i of lora_B, those with the largest
-      ||A_i|| ||B_i||, which is the norm of what the component adds; round(s rank) of them go.
+    - structured: whole rank components, row i of A and column i of B, those with the largest
+      ||A_i|| ||B_i||, which is the norm of B_i A_i; round(s rank) of them go.
 
     Steps count from 1. Pruning happens at `start`, and with `every` again and again up to `end`. The
     sparsity there is `sparsity` (one_shot), or climbs to it from 0 between `start` and `end`:
@@ -101,11 +101,11 @@ class Prune(Part):
         }
         if self.options.method == "structured":
             for name in self._factors:
-                if name.rpartition(".")[2] not in ("lora_A", "lora_B"):
-                    raise ConfigError(f"prune: {name!r} is no rank factor; allowed for 'structured': lora_A and lora_B")
+                if name[-2:] not in ("_A", "_B"):
+                    raise ConfigError(f"prune: {name!r} is no factor A or B; allowed for 'structured': those two")
         if not self.options.regrow:
             for name, factor in self._factors.items():
-                factor.register_hook(self._live(name))  # type: ignore[no-untyped-call]
+                factor.register_hook(self._live(name))
 
     def penalty(self) -> Tensor:
         """lambda sum |w| over the factors of all adapters: ()."""
@@ -175,13 +175,13 @@ class Prune(Part):
 
     def _structured(self, sparsity: float) -> dict[str, Tensor]:
         masks: dict[str, Tensor] = {}
-        for name, lora_A in self._factors.items():
-            stem, _, leaf = name.rpartition(".")
-            if leaf == "lora_A":
-                lora_B = self._factors[f"{stem}.lora_B"]
-                kept = strongest_components(lora_A.detach(), lora_B.detach(), sparsity)
-                masks[name] = kept.unsqueeze(-1).expand_as(lora_A).clone()
-                masks[f"{stem}.lora_B"] = kept.unsqueeze(-2).expand_as(lora_B).clone()
+        for name, down in self._factors.items():
+            if name.endswith("_A"):
+                up_name = name.removesuffix("_A") + "_B"
+                up = self._factors[up_name]
+                kept = strongest_components(down.detach(), up.detach(), sparsity)
+                masks[name] = kept.unsqueeze(-1).expand_as(down).clone()
+                masks[up_name] = kept.unsqueeze(-2).expand_as(up).clone()
         return masks
 
 
@@ -214,15 +214,15 @@ def above_kth_largest(weight: Tensor, sparsity: float) -> Tensor:
     return size >= size.flatten().kthvalue(gone + 1).values
 
 
-def strongest_components(lora_A: Tensor, lora_B: Tensor, sparsity: float) -> Tensor:
+def strongest_components(down: Tensor, up: Tensor, sparsity: float) -> Tensor:
     """Which rank components stay, by ||A_i|| ||B_i||: bool, (..., rank).
 
     Args:
-        lora_A: (..., rank, in).
-        lora_B: (..., out, rank); leading axes (heads) are compared with each other.
+        down: (..., rank, in).
+        up: (..., out, rank); leading axes (heads) are compared with each other.
         sparsity: round(s n) of the n components go; of equals, the earlier goes.
     """
-    strength = lora_A.norm(dim=-1) * lora_B.norm(dim=-2)
+    strength = down.norm(dim=-1) * up.norm(dim=-2)
     gone = strength.flatten().argsort(stable=True)[: round(sparsity * strength.numel())]
     kept = torch.ones(strength.numel(), dtype=torch.bool, device=strength.device)
     kept[gone] = False
