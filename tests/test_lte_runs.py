@@ -12,9 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lowrank.errors import ConfigError
 from lowrank.methods.lte import Lte
+from lowrank.spec import TrainSpec
 from tests.chain_runs import attach, check_accumulation, check_resume, logits, snapshot, train
 from tests.tiny_models import FAMILIES, batch, make
-from tests.tolerances import BIT_EXACT, FLOAT64_IDENTITY
+from tests.tolerances import BFLOAT16_LOSS, BIT_EXACT, FLOAT64_IDENTITY
 
 GPT2_SMALL = GPT2Config(vocab_size=50304, n_positions=512)  # the document's nanoGPT: 12 layers, 768 wide, tied head
 
@@ -125,3 +126,40 @@ def test_a_tied_head_gets_its_own_weight(family: str) -> None:
     train(model, chain, torch.optim.SGD(chain.trainable().values(), lr=0.5), [batch(family, 4)] * 2)
     BIT_EXACT.check(embedding.detach(), before)
     assert not torch.equal(model.lm_head.base.weight, before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("part", ["lte", "mhlora"])
+def test_trains_under_autocast(family: str, part: str) -> None:
+    model = make(family)
+    chain = attach(model, {"part": part, "rank": 2})
+    model.float().train()
+    inputs = {k: v.float() if v.is_floating_point() else v for k, v in batch(family, 8).items()}
+    exact = model(**inputs).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**inputs).loss
+    BFLOAT16_LOSS.check(loss, exact)
+    loss.backward()
+    for name, parameter in chain.trainable().items():
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.any() or name.endswith("lora_A"), name
+
+
+def test_galore_drives_the_heads() -> None:
+    model = make("gpt2").float()
+    chain = attach(model, {"part": "lte", "rank": 4, "merge_every": 2}, {"part": "galore", "rank": 2})
+    model.float()
+    optimizer = chain.optimizer(TrainSpec(lr=1e-2, steps=4))
+    start = snapshot(model)
+    train(model, chain, optimizer, [batch("gpt2", 8, seed) for seed in range(4)])
+    still = {name for name, tensor in snapshot(model).items() if torch.equal(tensor, start[name])}
+    assert not {name for name in still if "lte" in name or name.endswith("c_attn.base.weight")}
+
+
+def test_velora_keeps_the_input_of_summed_heads_and_refuses_parallel_ones() -> None:
+    velora = {"part": "velora", "layers": "c_attn", "num_groups": 4}
+    with pytest.raises(ConfigError, match="no adapter whose gradient needs its input"):
+        attach(make("gpt2"), {"part": "lte", "rank": 2}, velora)
+    model = make("gpt2")
+    chain = attach(model, {"part": "mhlora", "rank": 2}, velora)
+    train(model, chain, torch.optim.SGD(chain.trainable().values(), lr=0.1), [batch("gpt2", 4, s) for s in range(3)])

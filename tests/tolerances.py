@@ -58,3 +58,13 @@ GALORE_PEER = Tolerance(
 GALORE_8BIT_PEER = Tolerance(
     1e-4, 1e-6, "one product with the basis after 4 steps here, 4 products there; the 8-bit codes are the same"
 )
+
+BFLOAT16 = Tolerance(
+    2e-2, 2e-2, "bfloat16 rounds to 4e-3; inputs, a narrow product and the result are each rounded once"
+)
+
+SAVED_BYTES = Tolerance(
+    0.05, 0.0, "predicted against measured: a kernel may lay out a result otherwise than its fake twin; equal so far"
+)
+
+BFLOAT16_LOSS = Tolerance(1e-2, 0.0, "a loss through a few layers whose products round to 8 bits (4e-3)")
