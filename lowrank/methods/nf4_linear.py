@@ -92,6 +92,7 @@ class Nf4Linear(nn.Module):
         dtype = dtype or self.dtype
         if self.merged is not None:
             return self.merged.to(dtype)
+        bnb()  # registers the operators
         ops: Any = torch.ops.bitsandbytes
         absmax = self.absmax
         if self.double_quant:

@@ -84,7 +84,7 @@ class Prune(Part):
 
     def setup(self) -> None:
         """Starts with no mask."""
-        self._factors: dict[str, nn.Parameter] = {}
+        self._adapters: dict[str, nn.ModuleDict] = {}
         self._masks: dict[str, Tensor] = {}
 
     def check(self, chain: Any, model: nn.Module) -> None:
@@ -94,22 +94,19 @@ class Prune(Part):
 
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         """Finds the factors and masks their gradients from then on; needs no randomness."""
-        self._factors = {
-            f"{name}.adapters.{key}": factor
-            for name, layer in adapted(model)
-            for key, factor in layer.adapters.named_parameters()
-        }
+        self._adapters = {f"{name}.adapters": layer.adapters for name, layer in adapted(model)}
+        factors = self._factors()
         if self.options.method == "structured":
-            for name in self._factors:
+            for name in factors:
                 if name[-2:] not in ("_A", "_B"):
                     raise ConfigError(f"prune: {name!r} is no factor A or B; allowed for 'structured': those two")
         if not self.options.regrow:
-            for name, factor in self._factors.items():
+            for name, factor in factors.items():
                 factor.register_hook(self._live(name))
 
     def penalty(self) -> Tensor:
         """lambda sum |w| over the factors of all adapters: ()."""
-        factors = list(self._factors.values())
+        factors = list(self._factors().values())
         if self.options.l1_lambda == 0:
             return torch.zeros((), device=factors[0].device)
         total: Tensor = torch.stack([factor.abs().sum() for factor in factors]).sum() * self.options.l1_lambda
@@ -119,15 +116,16 @@ class Prune(Part):
     def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Prunes where a pruning is due, and holds what was pruned before."""
         sparsity = self.sparsity_at(step)
+        if sparsity is None and not self._masks:
+            return
+        factors = self._factors()
+        masks = self._masks
         if sparsity is not None:
-            masks = self._structured(sparsity) if self.options.method == "structured" else self._each(sparsity)
-            for name, factor in self._factors.items():
-                factor.mul_(masks[name])
+            masks = self._select(factors, sparsity)
             if not self.options.regrow:
                 self._masks = masks
-            return
-        for name, mask in self._masks.items():
-            self._factors[name].mul_(mask)
+        for name, mask in masks.items():
+            factors[name].mul_(mask)
 
     def sparsity_at(self, step: int) -> float | None:
         """The sparsity that is pruned to after `step`, or None where nothing is pruned.
@@ -148,7 +146,7 @@ class Prune(Part):
 
     def zeros(self) -> tuple[int, int]:
         """(weights that are exactly zero, all weights) over the factors of all adapters."""
-        factors = self._factors.values()
+        factors = self._factors().values()
         return sum(int((factor == 0).sum()) for factor in factors), sum(factor.numel() for factor in factors)
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,27 +159,31 @@ class Prune(Part):
         Raises:
             IntegrityError: a mask belongs to no factor, or has another shape.
         """
+        factors = self._factors()
         for name, mask in state.items():
-            if name not in self._factors or mask.shape != self._factors[name].shape:
+            if name not in factors or mask.shape != factors[name].shape:
                 raise IntegrityError(f"prune: mask {name!r} of shape {tuple(mask.shape)} fits no adapter of the model")
-        self._masks = {name: mask.to(self._factors[name].device) for name, mask in state.items()}
+        self._masks = {name: mask.to(factors[name].device) for name, mask in state.items()}
+
+    def _factors(self) -> dict[str, nn.Parameter]:
+        """Asked for each time, since a model that moves between devices may get other parameters."""
+        held = self._adapters.items()
+        return {f"{prefix}.{key}": factor for prefix, pairs in held for key, factor in pairs.named_parameters()}
 
     def _live(self, name: str) -> Callable[[Tensor], Tensor]:
         return lambda grad: grad * self._masks[name] if name in self._masks else grad
 
-    def _each(self, sparsity: float) -> dict[str, Tensor]:
-        keep = above_kth_largest if self.options.method == "topk" else above_quantile
-        return {name: keep(factor.detach(), sparsity) for name, factor in self._factors.items()}
-
-    def _structured(self, sparsity: float) -> dict[str, Tensor]:
+    def _select(self, factors: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        if self.options.method != "structured":
+            keep = above_kth_largest if self.options.method == "topk" else above_quantile
+            return {name: keep(factor, sparsity) for name, factor in factors.items()}
         masks: dict[str, Tensor] = {}
-        for name, down in self._factors.items():
+        for name, down in factors.items():
             if name.endswith("_A"):
                 up_name = name.removesuffix("_A") + "_B"
-                up = self._factors[up_name]
-                kept = strongest_components(down.detach(), up.detach(), sparsity)
+                kept = strongest_components(down, factors[up_name], sparsity)
                 masks[name] = kept.unsqueeze(-1).expand_as(down).clone()
-                masks[up_name] = kept.unsqueeze(-2).expand_as(up).clone()
+                masks[up_name] = kept.unsqueeze(-2).expand_as(factors[up_name]).clone()
         return masks
 
 
