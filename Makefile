@@ -20,13 +20,13 @@ TARGET ?= all
 main: $(READY) ## all studies at laptop scale, then the report (default)
 	@echo "All studies at laptop scale: up to 3 minutes for each on 2 cores, nothing for what is there already. The first"
 	@echo "call downloads what the cards in resources/cards name, up to 0.2 GB, into resources/downloads."
-	@$(RUN) snakemake --cores all -- $(TARGET)
+	@$(RUN) snakemake --cores all --quiet host reason -- $(TARGET)
 	@echo "Report: $(CURDIR)/reports/index.html"
 
 smoke: $(READY) ## every study and rule on tiny random models, in smoke/; TARGET=reports/<study>.html for one
 	@echo "All studies at smoke scale: about 3 minutes on 2 cores. Nothing is downloaded."
 	@mkdir -p smoke
-	@$(RUN) snakemake --cores all --directory smoke --config scale=smoke -- $(TARGET)
+	@$(RUN) snakemake --cores all --quiet host reason --directory smoke --config scale=smoke -- $(TARGET)
 	@echo "Report: $(CURDIR)/smoke/$(if $(filter all,$(TARGET)),reports/index.html,$(TARGET))"
 
 # Two workers: more would each load torch again. By file, so that what a file's tests share is made once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
+from lowrank import console
 from lowrank import plan as planning
 from lowrank.errors import ConfigError, LowrankError
 
@@ -24,6 +26,14 @@ app = typer.Typer(
 
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads")]
 Scale = Annotated[str, typer.Option(help="smoke, laptop or paper")]
+
+
+@app.callback()
+def _options(
+    log: Annotated[Path | None, typer.Option(help="write all output here; failures and milestones still show")] = None,
+) -> None:
+    if log is not None:
+        console.log_to(log)
 
 
 @app.command()
@@ -176,8 +186,12 @@ def main() -> None:
     try:
         app(repeat_flag(sys.argv[1:], "--lrs"))
     except LowrankError as error:
-        print(f"lowrank: {error}", file=sys.stderr)
+        console.announce(f"lowrank: {error}")
         sys.exit(error.exit_code)
+    except Exception as error:
+        traceback.print_exc()  # to the log, where there is one
+        console.announce(f"lowrank: {type(error).__name__}: {error}")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

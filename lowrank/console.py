@@ -1,11 +1,16 @@
-"""What a person sees while work goes on: a bar on a terminal, lines in a log."""
+"""What a person sees while work goes on: a bar on a terminal, lines in a log.
+
+A job of the workflow writes everything to its log; what is worth seeing at once goes to the screen too.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from pathlib import Path
+from typing import TextIO, TypeVar
 
 Item = TypeVar("Item")
 
@@ -13,9 +18,35 @@ LINE_EVERY_S = 10.0
 """Between two lines of progress where there is no terminal."""
 
 
+_screen: TextIO | None = None
+"""Where standard error went before it was sent to a log."""
+
+
+def log_to(path: Path) -> None:
+    """Sends all output of this process, that of libraries too, to a file; `announce` still reaches the screen."""
+    global _screen
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _screen = os.fdopen(os.dup(2), "w", buffering=1)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
 def say(message: str) -> None:
     """One line with the time of day, on standard error."""
-    print(f"{time.strftime('%H:%M:%S')} {message}", file=sys.stderr, flush=True)
+    print(_line(message), file=sys.stderr, flush=True)
+
+
+def announce(message: str) -> None:
+    """Like `say`, and to the screen where standard error is a log."""
+    say(message)
+    if _screen is not None:
+        print(_line(message), file=_screen, flush=True)
+
+
+def _line(message: str) -> str:
+    return f"{time.strftime('%H:%M:%S')} {message}"
 
 
 def progress(items: Iterable[Item], *, total: int, start: int, label: str) -> Iterator[Item]:

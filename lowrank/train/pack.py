@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lowrank.console import say
+from lowrank.console import announce, say
 from lowrank.data.loader import TaskBatches, open_splits
 from lowrank.files import read_json, replacing_folder, seal, write_json
 from lowrank.measure import counts, trunk_weights, weight_norms
@@ -97,7 +97,7 @@ def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
             say(f"{index}/{len(pack.members)} {member.run}: finished before")
             continue
         state = _train(pack, member, splits, device, stop, after)
-        say(f"{index}/{len(pack.members)} {member.run}: {_summary(state)}")
+        announce(f"{index}/{len(pack.members)} {member.run}: {_summary(state)}")
 
 
 def _train(

@@ -11,12 +11,14 @@ rule fetch:
         ],
     output:
         "resources/downloads/{card}/manifest.json",
-    params:
-        pin=lambda wildcards: PLAN["cards"][wildcards.card]["pin"],
     log:
         "logs/fetch/{card}.log",
+    params:
+        pin=lambda wildcards: PLAN["cards"][wildcards.card]["pin"],
+    message:
+        "fetch {wildcards.card}"
     shell:
-        "HF_HUB_OFFLINE=0 lowrank fetch {wildcards.card} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        "HF_HUB_OFFLINE=0 lowrank --log {log:q} fetch {wildcards.card:q}"
 
 
 rule prepare:
@@ -27,11 +29,13 @@ rule prepare:
         ],
     output:
         "resources/prepared/{data}/manifest.json",
-    params:
-        code=lambda wildcards: PLAN["data"][wildcards.data]["code"],
     log:
         "logs/prepare/{data}.log",
     benchmark:
         "logs/benchmarks/prepare/{data}.tsv"
+    params:
+        code=lambda wildcards: PLAN["data"][wildcards.data]["code"],
+    message:
+        "prepare {wildcards.data}"
     shell:
-        "lowrank prepare {wildcards.data:q} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        "lowrank --log {log:q} prepare {wildcards.data:q}"

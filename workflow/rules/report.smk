@@ -8,7 +8,9 @@ def study_inputs(study):
         if study in pack["owners"]:
             files += trained(pack)
             if pack["keep_weights"]:
-                files += [file for name in pack["evaluations"] for file in scores(pack, name)]
+                files += [
+                    file for name in pack["evaluations"] for file in scores(pack, name)
+                ]
     return files
 
 
@@ -21,14 +23,16 @@ for study, entry in PLAN["studies"].items():
             study_inputs(study),
         output:
             [f"results/studies/{study}/{file}" for file in entry["outputs"]],
+        log:
+            f"logs/tables/{study}.log",
         params:
             study=study,
             scale=SCALE,
             code=entry["code"],
-        log:
-            f"logs/tables/{study}.log",
+        message:
+            f"tables, figures and claims of {study}"
         shell:
-            "lowrank tables {params.study:q} > {log} 2>&1 || {{ code=$?; cat {log} >&2; exit $code; }}"
+            "lowrank --log {log:q} tables {params.study:q}"
 
     rule:
         name:
@@ -37,14 +41,16 @@ for study, entry in PLAN["studies"].items():
             [f"results/studies/{study}/{file}" for file in entry["outputs"]],
         output:
             f"reports/{study}.html",
+        log:
+            f"logs/pages/{study}.log",
         params:
             study=study,
             scale=SCALE,
             code=entry["page_code"],
-        log:
-            f"logs/pages/{study}.log",
+        message:
+            f"page of {study}"
         shell:
-            "lowrank page {params.study:q} > {log} 2>&1 || {{ code=$?; tail -n 40 {log} >&2; exit $code; }}"
+            "lowrank --log {log:q} page {params.study:q}"
 
     rule:
         name:
@@ -58,10 +64,12 @@ rule index:
         [f"reports/{study}.html" for study in PLAN["studies"]],
     output:
         "reports/index.html",
+    log:
+        "logs/pages/index.log",
     params:
         scale=SCALE,
         code=[entry["page_code"] for entry in PLAN["studies"].values()],
-    log:
-        "logs/pages/index.log",
+    message:
+        "front page"
     shell:
-        "lowrank index > {log} 2>&1 || {{ code=$?; cat {log} >&2; exit $code; }}"
+        "lowrank --log {log:q} index"

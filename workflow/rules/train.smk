@@ -61,8 +61,10 @@ for pack in PLAN["packs"].values():
             f"logs/train/{pack['name']}.log",
         benchmark:
             f"logs/benchmarks/train/{pack['name']}.tsv"
+        message:
+            f"train {pack['name']}: {len(pack['members'])} runs, {pack['steps']} steps"
         shell:
-            "lowrank train {params.pack:q} --threads {threads} > {log} 2>&1 || {{ code=$?; tail -n 20 {log} >&2; exit $code; }}"
+            "lowrank --log {log:q} train {params.pack:q} --threads {threads}"
 
     for evaluation in pack["evaluations"] if pack["keep_weights"] else []:
 
@@ -85,5 +87,7 @@ for pack in PLAN["packs"].values():
                 f"logs/evaluate/{pack['name']}-{evaluation}.log",
             benchmark:
                 f"logs/benchmarks/evaluate/{pack['name']}-{evaluation}.tsv"
+            message:
+                f"score {pack['name']}: {len(pack['members'])} runs by {evaluation}"
             shell:
-                "lowrank evaluate {params.pack:q} {params.evaluation:q} --threads {threads} > {log} 2>&1 || {{ code=$?; tail -n 20 {log} >&2; exit $code; }}"
+                "lowrank --log {log:q} evaluate {params.pack:q} {params.evaluation:q} --threads {threads}"
