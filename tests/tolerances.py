@@ -68,3 +68,9 @@ SAVED_BYTES = Tolerance(
 )
 
 BFLOAT16_LOSS = Tolerance(1e-2, 0.0, "a loss through a few layers whose products round to 8 bits (4e-3)")
+
+FLOAT16 = Tolerance(5e-3, 5e-3, "float16 rounds to 5e-4; z, z v^T and a sum over tokens are rounded, in two orders")
+
+FLOAT32_VECTOR = Tolerance(
+    1e-5, 1e-6, "a unit vector found in double and held in float32, or found from float32 inputs"
+)
