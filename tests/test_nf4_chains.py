@@ -122,6 +122,20 @@ class TestFamilies:
         BIT_EXACT.check(again.model(**rows).logits, chain.model(**rows).logits)
 
 
+@pytest.mark.parametrize(
+    "parts", [[{"part": "hira", "rank": 4}], [{"part": "mhlora", "rank": 2}], [LORA, {"part": "prune", "start": 1}]]
+)
+def test_other_chains(parts: list[Any]) -> None:
+    """Any adapter stands on a base in 4 bits: it is there, it trains, and merging keeps the function."""
+    rows = batch_of("bert", 8)
+    chain = attach(model_of("bert"), "nf4", *parts)
+    before = logits(chain, rows)
+    train(chain, torch.optim.AdamW(chain.trainable().values(), lr=1e-2), [rows, rows])
+    after = logits(chain, rows)
+    assert not torch.allclose(after, before)
+    MERGE.check(chain.merge().eval()(**rows).logits, after)
+
+
 def test_requantised_on_request() -> None:
     """With requantize the merged layers stay in 4 bits, and the drift of the sum is told."""
     base = model_of("bert")

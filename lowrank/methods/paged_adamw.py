@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lowrank.methods.bnb import bnb
+from lowrank.methods.bnb import bnb, dynamic_map
 from lowrank.methods.part import Part
 from lowrank.spec import PartOptions, TrainSpec
 
@@ -39,6 +39,10 @@ class PagedAdamW(Part):
 
         class Flat(bnb().optim.AdamW):  # type: ignore[misc]
             state_dict = torch.optim.Optimizer.state_dict
+
+            def fill_qmap(self) -> None:
+                cpu = torch.device("cpu")
+                self.name2qmap = {"dynamic": dynamic_map(cpu), "udynamic": dynamic_map(cpu, signed=False)}
 
         parameters = [parameter for _, parameter in named]
         built: torch.optim.Optimizer = Flat(
