@@ -21,11 +21,8 @@ from lowrank.report.kinds import (
 )
 from lowrank.report.optima import Optimum, same_ratio, selects
 from lowrank.report.stats import CONFIDENCE, Estimate, paired
-from lowrank.report.text import number, numbers, rate
+from lowrank.report.text import label, number, numbers, rate
 from lowrank.report.verdicts import Finding, Verdict
-
-SHOWN = ("rank", "alpha", "alpha_over_rank", "budget")
-"""Keys that name an optimum in a sentence; `alpha_over_rank` and `budget` only where they say more."""
 
 
 def describe(optimum: Optimum) -> str:
@@ -43,7 +40,7 @@ def _blocked(optimum: Optimum) -> Finding | None:
         return Finding("not run", f"{describe(optimum)}: {optimum.cause or (base.cause if base else '')}")
     if optimum.incomplete or (base is not None and base.incomplete):
         return Finding("not resolved", f"{describe(optimum)}: {optimum.cause or (base.cause if base else '')}")
-    if len(optimum.metric) < 2:
+    if len(optimum.metric) < 2 or (base is not None and len(base.metric) < 2):
         return Finding("not resolved", "one seed")
     return None
 
@@ -81,15 +78,15 @@ def _ratio(case: Case, optimum: Optimum) -> Finding:
         return blocked
     assert optimum.ratio is not None
     assert optimum.base is not None
-    name = describe(optimum)
+    which = describe(optimum)
     matches = [same_ratio(found, case.ratio) for found in optimum.ratios]
-    edges = [f"{who} {edge}" for who, edge in ((name, optimum.edge), ("the baseline", optimum.base.edge)) if edge]
+    edges = [f"{who} {edge}" for who, edge in ((which, optimum.edge), ("the baseline", optimum.base.edge)) if edge]
     if edges:
         return Finding("not resolved", f"the optimum lies at the edge of its grid ({', '.join(edges)})")
     if any(matches) and not all(matches):
-        return Finding("not resolved", f"{name}: tied learning rates allow the ratios {numbers(optimum.ratios)}")
+        return Finding("not resolved", f"{which}: tied learning rates allow the ratios {numbers(optimum.ratios)}")
     held = all(matches) == case.holds
-    return Finding("reproduced" if held else "differs", f"{name} has {number(optimum.ratio)}×")
+    return Finding("reproduced" if held else "differs", f"{which} has {number(optimum.ratio)}×")
 
 
 def _ratio_evidence(case: Case, optimum: Optimum) -> str:
@@ -154,9 +151,11 @@ def _apart(one: Optimum, other: Optimum) -> bool:
 
 
 def _depends_evidence(view: DependsClaim, key: tuple[Any, ...], group: list[Optimum]) -> str:
-    fixed = ", ".join(f"{name.replace('_', ' ')} {number(value)}" for name, value in zip(view.fixed, key, strict=True))
-    found = [f"{view.factor.replace('_', ' ')} {number(o.keys[view.factor])}: {numbers(o.tied)}" for o in group]
-    return f"{fixed}: best learning rate (with ties) by {'; '.join(found)}"
+    fixed = [
+        f"{label(column)} {rate(value)}" for column, value in zip(view.fixed, key, strict=True) if value is not None
+    ]
+    found = [f"{label(view.factor)} {rate(o.keys[view.factor])}: {numbers(o.tied)}" for o in group]
+    return f"{', '.join(fixed)}: best learning rate, ties included, at {'; '.join(found)}"
 
 
 @check(OutperformsClaim)

@@ -8,7 +8,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from lowrank.report.context import Context, figure
@@ -39,7 +39,7 @@ def lines(context: Context, name: str) -> Figure:
     with matplotlib.rc_context(SETTINGS):
         drawing = Figure(figsize=SIZE, layout="constrained")
         axes = drawing.add_subplot()
-        _scales(axes, view, table.drop(reference.index))
+        _scales(axes, view, table.drop(reference.index), reference)
         _guides(axes, view, reference)
         ends = []
         for index, ((_, rows), look) in enumerate(zip(parts, looks([keys for keys, _ in parts]))):
@@ -50,12 +50,15 @@ def lines(context: Context, name: str) -> Figure:
     return drawing
 
 
-def _scales(axes: Axes, view: Lines, table: pd.DataFrame) -> None:
+def _scales(axes: Axes, view: Lines, table: pd.DataFrame, reference: pd.DataFrame) -> None:
     axes.set_xlabel(view.x_label)
     axes.set_ylabel(view.y_label)
     axes.grid(visible=False, axis="x")
     if view.log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
     if view.log_x:
         axes.set_xscale("log")
     shown = sorted(float(x) for x in table[view.x].dropna().unique())
@@ -63,9 +66,22 @@ def _scales(axes: Axes, view: Lines, table: pd.DataFrame) -> None:
         axes.xaxis.set_major_locator(FixedLocator(shown))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: rate(x)))
-    if shown:  # an axis that holds every planned cell, those without a value too
-        axes.plot(shown, [float("nan")] * len(shown), gid="frame")
-        axes.update_datalim([(x, 0.0) for x in shown], updatey=False)
+    if shown:  # every planned cell has its place, those without a value too
+        axes.set_xlim(*_padded(shown, view.log_x))
+    columns = [column for column in (view.y, f"{view.y}_low", f"{view.y}_high") if column in table]
+    heights = [float(y) for column in columns for y in [*table[column].dropna(), *reference[column].dropna()]]
+    if heights or view.guides:
+        axes.set_ylim(*_padded([*heights, *view.guides], view.log_y))
+
+
+def _padded(values: list[float], log: bool) -> tuple[float, float]:
+    """Limits with a margin of 6 % of the range; of 10 % of the value where all are the same."""
+    low, high = min(values), max(values)
+    if log:
+        factor = (high / low) ** 0.06 if high > low else 1.1
+        return low / factor, high * factor
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - margin, high + margin
 
 
 def _guides(axes: Axes, view: Lines, reference: pd.DataFrame) -> None:
@@ -73,13 +89,12 @@ def _guides(axes: Axes, view: Lines, reference: pd.DataFrame) -> None:
         axes.axhline(guide, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
     if view.guides:
         axes.yaxis.set_major_locator(FixedLocator(list(view.guides)))
-        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{number(y)}×"))
     for _, row in reference[reference[view.y].notna()].iterrows():
         axes.axhline(row[view.y], color=INK, linewidth=1.4, linestyle="--", gid="reference")
-        label = f"{row['arm']} {number(row[view.y])}"
+        label = f"{row['arm']} {row[view.y]:.3g}"
         axes.annotate(label, (1, row[view.y]), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                      textcoords="offset points", ha="right", fontsize=9, color=INK)  # fmt: skip
+                      textcoords="offset points", ha="right", fontsize="small", color=INK)  # fmt: skip
 
 
 def _series(
@@ -121,23 +136,29 @@ def _flag(rows: pd.DataFrame, column: str, values: tuple[str, ...]) -> pd.Series
 
 
 def _name_series(drawing: Figure, axes: Axes, ends: list[tuple[tuple[float, float], Look]]) -> None:
-    """Names at the lines' ends where all end at the same x, a legend above the axes elsewhere."""
+    """Names at the lines' ends where all but one end at the same x, a legend above the axes elsewhere."""
     if not ends:
         axes.text(0.5, 0.5, "no run has finished", transform=axes.transAxes, ha="center", color=MUTED)
         return
-    if len({x for (x, _), _ in ends}) > 1:
+    right = max(x for (x, _), _ in ends)
+    inside = [(end, look) for end, look in ends if end[0] < right]
+    if len(inside) > 1:
         handles = [
             axes.plot([], [], look.dash, marker=look.marker, color=look.colour, markersize=6)[0] for _, look in ends
         ]
         axes.legend(handles, [look.label for _, look in ends], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3,
-                    fontsize=9.5, handlelength=1.6, columnspacing=1.2)  # fmt: skip
+                    fontsize="small", handlelength=1.6, columnspacing=1.2)  # fmt: skip
         return
+    for end, look in inside:
+        axes.annotate(look.label, end, xytext=(7, 0), textcoords="offset points", va="center", color=look.colour,
+                      fontsize="small")  # fmt: skip
+    ends = [(end, look) for end, look in ends if end[0] == right]
     low, high = axes.get_ylim()
     to_axes = axes.transScale.transform
     span = [float(to_axes((1, value))[1]) for value in (low, high)]
     heights = [(float(to_axes((1, y))[1]) - span[0]) / (span[1] - span[0]) for (_, y), _ in ends]
-    for height, (_, look) in zip(spread(heights, 0.062), ends, strict=True):
-        axes.text(1.02, height, look.label, transform=axes.transAxes, color=look.colour, va="center", fontsize=9.5)
+    for height, (_, look) in zip(spread(heights, 0.07), ends, strict=True):
+        axes.text(1.02, height, look.label, transform=axes.transAxes, color=look.colour, va="center", fontsize="small")
 
 
 def spread(heights: list[float], gap: float) -> list[float]:

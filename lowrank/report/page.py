@@ -112,13 +112,19 @@ def _cells(executed: Any) -> list[dict[str, str]]:
     """The cells as HTML: prose, and what code showed with the code folded beside it."""
     from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
-    cells = []
+    cells: list[dict[str, str]] = []
+    waiting: list[str] = []  # sources of cells that show nothing go with the next that does
     for cell in executed.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            continue  # absolute paths of one machine; the notebook's own defaults say as much
         if cell.cell_type == "markdown":
             cells.append({"kind": "prose", "html": markdown2html_mistune(cell.source)})
         elif cell.cell_type == "code" and cell.source.strip():
-            shown = "".join(_output(output) for output in cell.outputs)
-            cells.append({"kind": "code", "html": shown, "source": cell.source})
+            waiting.append(cell.source)
+            if cell.outputs:
+                shown = "".join(_output(output) for output in cell.outputs)
+                cells.append({"kind": "code", "html": shown, "source": "\n\n".join(waiting)})
+                waiting = []
     return cells
 
 

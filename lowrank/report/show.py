@@ -13,7 +13,6 @@ from lowrank.report.build import RUNS, open_study
 from lowrank.report.html import badge, escape, rows_fragment, table_fragment
 from lowrank.report.inline import inline_svg
 from lowrank.report.ledger import REPORTED
-from lowrank.report.text import number
 from lowrank.report.verdicts import VERDICTS, published
 from lowrank.report.views import parse_views
 
@@ -64,13 +63,12 @@ class Report:
                 rows.append((label, ", ".join(sorted(map(str, runs[column].dropna().unique())))))
         counts = ", ".join(f"{value} {status}" for status, value in runs["status"].value_counts().items())
         rows.append(("runs", f"{len(runs)} planned: {counts}"))
-        rows.append(
-            ("seeds", f"{runs['seed'].nunique()} ({number(runs.groupby('arm')['seed'].nunique().min())} in every arm)")
-        )
+        seeds = runs.groupby("arm")["seed"].nunique().items()
+        rows.append(("seeds", ", ".join(f"{arm} {number}" for arm, number in seeds)))
         facts = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows)
         protocol = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.raw.get("protocol", ()))
-        missing = self.record["runs"]["cause"]
-        warning = f'<p class="warning">Not every run is there. {escape(missing)}.</p>' if missing else ""
+        cause = self.record["runs"]["cause"]
+        warning = f'<p class="warning">Not every run has a result: {escape(cause)}.</p>' if cause else ""
         question = f'<p class="question">{escape(self.raw.get("question", ""))}</p>'
         return Html(
             f"{question}{self._scale_note()}{warning}{self._counts()}"

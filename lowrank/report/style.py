@@ -34,7 +34,7 @@ SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "path",  # letters as shapes: the file looks the same where the font is missing
     "svg.hashsalt": "lowrank",  # ids in the file follow from its content
     "font.family": "DejaVu Sans",  # ships with matplotlib
-    "font.size": 10.5,
+    "font.size": 12.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.8,

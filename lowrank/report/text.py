@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+NAMES = {"alpha_over_rank": "α/r", "budget": "training", "arm": "method"}
+
 
 def number(value: Any) -> str:
     """0.25119 -> 0.2512, 3e-5 -> 3e-5, 10.0 -> 10, 3.3333 -> 3.33; a dash where there is no value."""
@@ -29,6 +31,11 @@ def rate(value: Any) -> str:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.7g}"
+
+
+def label(key: str) -> str:
+    """What a column is called in a sentence."""
+    return NAMES.get(key, key.replace("_", " "))
 
 
 def numbers(values: Iterable[Any]) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from lowrank.report.context import Context
 from lowrank.report.frame import select
 from lowrank.report.ledger import Artefact, Cell, Entry
-from lowrank.report.text import number, rate
+from lowrank.report.text import rate
 
 Verdict = Literal["reproduced", "differs", "not resolved", "not comparable", "not run", "impossible"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "differs", "not resolved", "not comparable", "not run", "impossible")
@@ -39,11 +39,15 @@ def published(entry_value: Any, reading: float) -> str:
     if entry_value is None:
         return "not shown"
     if isinstance(entry_value, tuple | list):
-        return " to ".join(number(value) for value in entry_value)
+        return " to ".join(f"{value:g}" for value in entry_value)
     if isinstance(entry_value, str):
         return entry_value
-    shown = rate(entry_value) if entry_value < 0.01 else f"{entry_value:.4g}"
-    return f"{shown} ± {reading:g}" if reading else shown
+    # A value read to 0.003 has three decimals, its zeros included.
+    return (
+        f"{entry_value:.{4 if round(entry_value, 3) != entry_value else 3}f} ± {reading:g}"
+        if reading
+        else rate(entry_value)
+    )
 
 
 def _claim(context: Context, entry: Entry) -> tuple[None, Finding]:
@@ -106,9 +110,7 @@ def _compare(entry: Entry, ours: Any) -> Finding:
     low, high = wanted if isinstance(wanted, tuple) else (wanted, wanted)
     if entry.factor is not None:
         held = low / entry.factor < ours < high * entry.factor
-        return Finding(
-            "reproduced" if held else "differs", f"within a factor of {entry.factor:.3g}: {'yes' if held else 'no'}"
-        )
+        return Finding("reproduced" if held else "differs", f"{rate(ours)}, allowed a factor of {rate(entry.factor)}")
     assert entry.tolerance is not None
     allowed = entry.tolerance + entry.reading
     off = max(low - ours, ours - high, 0.0)
