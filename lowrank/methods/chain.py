@@ -105,7 +105,9 @@ class Chain:
         )
 
     def schedule(self, train: TrainSpec, total_steps: int) -> Callable[[int], float] | None:
-        """Step -> factor of lr, where a part owns the schedule."""
+        """Step -> factor of lr, where a part owns the schedule; the other parts learn how long the run is."""
+        for part in self._with("begin"):
+            part.begin(train, total_steps)
         for part in self._with("schedule"):
             owned: Callable[[int], float] = part.schedule(train, total_steps)
             return owned

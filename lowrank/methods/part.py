@@ -10,6 +10,7 @@ part does not define is not called: the base class defines none, so nothing has 
 | `attach(model, generator)` | once, in chain order | replaces or wraps targets; unfreezes what trains |
 | `optimizer(named, train)` | once | builds the optimizer; at most one owner in a chain |
 | `schedule(train, total_steps)` | once | returns step -> factor of lr; at most one owner |
+| `begin(train, total_steps)` | once, before the first step | learns how long the run is |
 | `before_step(micro_batches, step)` | before each optimizer step | sees the whole batch, cut as it will be run |
 | `before_forward(batch, step)` | before each forward pass | what needs the step, the labels or the batch |
 | `penalty()` | each forward pass | a scalar added to the mean loss |
@@ -71,6 +72,7 @@ HOOKS = (
     "attach",
     "optimizer",
     "schedule",
+    "begin",
     "before_step",
     "before_forward",
     "penalty",
