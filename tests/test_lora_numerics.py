@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lowrank.methods import lora as lora_module
-from lowrank.methods.dropout import drop, kept_share
+from lowrank.methods.dropout import kept_mask, kept_share
 from lowrank.methods.lora import Lora
 from tests.lora_layer import by_formula, close_in_bfloat16, gradients, layer_of
 from tests.saved_bytes import saved_bytes
@@ -32,7 +32,7 @@ def test_dropout_gradients_belong_to_the_mask_of_the_forward_pass(monkeypatch: p
     layer = layer_of(6, 5, 3, dropout=0.4)
     x = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
     monkeypatch.setattr(lora_module, "draw_seed", lambda: 11)
-    mask = drop(torch.ones_like(x), 0.4, 11) / kept_share(0.4)
+    mask = kept_mask(x.shape, x.device, 0.4, 11).double() / kept_share(0.4)
     FLOAT64_IDENTITY.check(layer(x), by_formula(layer, x, mask))
     expected = gradients(by_formula(layer, x, mask), layer, x)
     for ours, formula in zip(gradients(layer(x), layer, x), expected, strict=True):
@@ -54,21 +54,26 @@ def test_dropout_follows_the_global_generator_and_a_checkpointed_layer_draws_it_
         BIT_EXACT.check(ours, plain)
 
 
-@given(dropout=st.floats(0.0, 0.999), seed=st.integers(0, 2**62), size=st.integers(1, 50))
-def test_drop_zeroes_or_keeps(dropout: float, seed: int, size: int) -> None:
-    x = torch.arange(1.0, size + 1)
-    dropped = drop(x, dropout, seed)
-    assert all(after in (0.0, before) for before, after in zip(x.tolist(), dropped.tolist(), strict=True))
-    BIT_EXACT.check(drop(x, dropout, seed), dropped)
+CPU = torch.device("cpu")
+
+
+@given(dropout=st.floats(0.0, 1.0, exclude_max=True), seed=st.integers(0, 2**62), size=st.integers(1, 50))
+def test_a_mask_follows_from_its_seed_at_any_share(dropout: float, seed: int, size: int) -> None:
+    mask = kept_mask(torch.Size([size]), CPU, dropout, seed)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask, kept_mask(torch.Size([size]), CPU, dropout, seed))
+    assert dropout or mask.all()
 
 
 @pytest.mark.parametrize("dropout", [0.05, 0.1, 0.5, 0.9])
-def test_drop_keeps_its_share(dropout: float) -> None:
-    kept = drop(torch.ones(400, 1000), dropout, 3).mean().item()
+def test_a_mask_keeps_its_share(dropout: float) -> None:
+    kept = kept_mask(torch.Size([400, 1000]), CPU, dropout, 3).double().mean().item()
     deviation = (dropout * (1 - dropout) / 400_000) ** 0.5
     assert abs(kept - kept_share(dropout)) < 5 * deviation
     assert abs(kept_share(dropout) - (1 - dropout)) <= 2**-17
-    columns = drop(torch.ones(4000, 4), dropout, 3).mean(0)  # the four entries of one 64-bit draw are alike
+    columns = (
+        kept_mask(torch.Size([4000, 4]), CPU, dropout, 3).double().mean(0)
+    )  # the four entries of one 64-bit draw are alike
     assert (columns - (1 - dropout)).abs().max() < 6 * (dropout * (1 - dropout) / 4000) ** 0.5
 
 

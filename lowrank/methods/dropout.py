@@ -22,23 +22,24 @@ def _kept_levels(dropout: float) -> int:
     return max(1, round((1 - dropout) * _LEVELS))
 
 
-def drop(x: Tensor, dropout: float, seed: int) -> Tensor:
-    """x with the entries that the seed names set to 0; the caller divides by `kept_share`.
+def kept_mask(shape: torch.Size, device: torch.device, dropout: float, seed: int) -> Tensor:
+    """Which entries are kept: True or False for each.
 
     Args:
-        x: any shape and dtype.
+        shape: of the tensor that entries are dropped from.
+        device: where it lies; the same seed gives the same mask on the same kind of device.
         dropout: probability with which an entry is dropped.
-        seed: the same seed, shape and device give the same mask.
+        seed: names the mask.
 
     Returns:
-        A new tensor like x, not rescaled: the factor 1 / kept_share costs nothing inside a product.
+        bool, to multiply with. The factor 1 / `kept_share` is the caller's: inside a product it costs nothing.
 
     Departs from: `torch.nn.functional.dropout`, which stores its mask and draws 24 bits or more an
     entry. Here one 64-bit draw decides four entries, each by 16 bits: about four times faster on a CPU.
     """
-    generator = torch.Generator(x.device).manual_seed(seed)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    generator = torch.Generator(device).manual_seed(seed)
+    draws = torch.empty(-(-shape.numel() // 4), dtype=torch.int64, device=device)
     draws.random_(-(2**63), None, generator=generator)  # the full range: without bounds the sign bit is never set
-    bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    bits = draws.view(torch.int16)[: shape.numel()].view(shape)
     lowest = -_LEVELS // 2  # of an int16
-    return x * (bits <= lowest + _kept_levels(dropout) - 1)
+    return bits <= lowest + _kept_levels(dropout) - 1

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from lowrank.methods.adapted import AdaptedLinear
 from lowrank.methods.adapter import AdapterOptions, AdapterPart
-from lowrank.methods.dropout import draw_seed, drop, kept_share
+from lowrank.methods.dropout import draw_seed, kept_mask, kept_share
 from lowrank.methods.keep import Keep, in_use, weight_gradient
 from lowrank.strict import Fraction, PositiveFloat, PositiveInt
 
@@ -112,12 +112,13 @@ class _AddLowRank(torch.autograd.Function):
     ) -> Tensor:
         ctx.seed = draw_seed() if dropout else None
         ctx.scaling, ctx.dropout, ctx.keep = scaling / kept_share(dropout), dropout, keep
-        dropped = _dropped(ctx, x)
+        ctx.shape, ctx.dtype, ctx.device = x.shape, x.dtype, x.device
+        mask = _mask(ctx)
+        dropped = x if mask is None else x * mask
         hidden = (A.to(y.dtype) @ _flat(dropped).t().to(y.dtype)).to(y.dtype)  # (rank, N); autocast may change it
         out = y.detach()
         out.view(-1, y.shape[-1]).addmm_(hidden.t(), B.t().to(y.dtype), alpha=ctx.scaling)
         ctx.save_for_backward(x if keep is None else keep.compress(dropped), hidden, A, B)
-        ctx.shape, ctx.dtype = x.shape, x.dtype
         return out
 
     @staticmethod
@@ -127,10 +128,13 @@ class _AddLowRank(torch.autograd.Function):
         flat = _flat(grad)
         grad_hidden = (B.t().to(grad.dtype) @ flat.t()).mul_(ctx.scaling)  # (rank, N)
         grad_B = (hidden @ flat).mul_(ctx.scaling).t()
-        grad_A = weight_gradient(ctx.keep, grad_hidden.t(), _dropped(ctx, kept) if ctx.keep is None else kept)
+        mask = _mask(ctx)
+        dropped = kept if mask is None or ctx.keep is not None else kept * mask
+        grad_A = weight_gradient(ctx.keep, grad_hidden.t(), dropped)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = _dropped(ctx, (grad_hidden.t() @ A.to(grad.dtype)).view(ctx.shape)).to(ctx.dtype)
+            grad_x = (grad_hidden.t() @ A.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
+            grad_x = grad_x if mask is None else grad_x.mul_(mask)
         return grad_x, grad, grad_A.to(A.dtype), grad_B.to(B.dtype), None, None, None
 
 
@@ -139,5 +143,5 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _dropped(ctx: Any, x: Tensor) -> Tensor:
-    return x if ctx.seed is None else drop(x, ctx.dropout, ctx.seed)
+def _mask(ctx: Any) -> Tensor | None:
+    return None if ctx.seed is None else kept_mask(ctx.shape, ctx.device, ctx.dropout, ctx.seed)
