@@ -215,3 +215,13 @@ def test_refuses() -> None:
     chain.merge()
     with pytest.raises(ConfigError, match="merged already"):
         chain.merge()
+
+
+def test_over_a_coded_base_no_dense_weight_is_saved() -> None:
+    model = nn.Sequential(nn.Linear(64, 64))
+    attach(model, {"part": "nf4", "targets": ["0"]}, {"part": "hira", "rank": 2, "targets": ["0"]})
+    layer: Any = model.float()[0]
+    nn.init.normal_(layer.adapters["hira"].hira_B)
+    x = torch.randn(3, 64, requires_grad=True)
+    PEER_FORWARD.check(layer(x), by_formula(layer, x))
+    assert saved_bytes(layer, x) == 3 * 64 * 4
