@@ -51,7 +51,7 @@ def _row(plan: dict[str, Any], study: str, point: dict[str, Any], runs: Path) ->
         return {**row, "cause": f"not trained: {error}"}
     device = manifest["provenance"]["device"]
     row |= {"status": manifest["status"], "cause": manifest["cause"] or "", **manifest["metrics"]}
-    row |= {"device": device.get("gpu") or device.get("cpu"), "commit": manifest["provenance"]["commit"]}
+    row |= {"device": device.get("gpu") or device.get("cpu_model"), "commit": manifest["provenance"]["commit"]}
     for name in plan["packs"][entry["pack"]]["evaluations"]:
         label = plan["evaluations"][name]["label"]
         try:

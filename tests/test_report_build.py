@@ -13,7 +13,7 @@ from lowrank.files import read_yaml
 from lowrank.report.build import build_study, open_study, verdicts
 from lowrank.report.figures import lines
 from lowrank.report.kinds import Lines
-from lowrank.report.style import SERIES, svg
+from lowrank.report.style import SERIES, looks, svg
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES
 from tests.report_runs import make_runs, spoil, write_runs
@@ -84,6 +84,7 @@ def test_a_rank_keeps_its_colour_where_others_are_left_out(built):
     drawn = lines(open_study("lr_ratio", views(), folder / "runs.csv", folder, "laptop"), "fig1")
     colours = {line.get_gid(): matplotlib.colors.to_hex(line.get_color()) for line in drawn.axes[0].lines}
     assert colours["line rank 128"] == SERIES[4]
+    assert len({look.colour for look in looks([{"rank": 4}, {"rank": 8}, {"rank": 2}])}) == 3
 
 
 def test_figures_are_byte_stable(built):

@@ -46,7 +46,7 @@ def lines(context: Context, name: str) -> Figure:
             shift = (index - (len(parts) - 1) / 2) * view.dodge
             transform = axes.transData + ScaledTranslation(shift / 72, 0, drawing.dpi_scale_trans)
             ends.append((_series(axes, view, rows.sort_values(view.x), look, transform), look))
-        _name_series(drawing, axes, [(end, look) for end, look in ends if end is not None])
+        _name_series(axes, view, [(end, look) for end, look in ends if end is not None])
     return drawing
 
 
@@ -92,7 +92,7 @@ def _guides(axes: Axes, view: Lines, reference: pd.DataFrame) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{number(y)}×"))
     for _, row in reference[reference[view.y].notna()].iterrows():
         axes.axhline(row[view.y], color=INK, linewidth=1.4, linestyle="--", gid="reference")
-        label = f"{row['arm']} {row[view.y]:.3g}"
+        label = f"{row['arm']} {row[view.y]:.4g}"
         axes.annotate(label, (1, row[view.y]), xycoords=("axes fraction", "data"), xytext=(0, 3),
                       textcoords="offset points", ha="right", fontsize="small", color=INK)  # fmt: skip
 
@@ -135,14 +135,14 @@ def _flag(rows: pd.DataFrame, column: str, values: tuple[str, ...]) -> pd.Series
     return rows[column].isin(values) if column in rows else pd.Series(False, index=rows.index)
 
 
-def _name_series(drawing: Figure, axes: Axes, ends: list[tuple[tuple[float, float], Look]]) -> None:
-    """Names at the lines' ends where all but one end at the same x, a legend above the axes elsewhere."""
+def _name_series(axes: Axes, view: Lines, ends: list[tuple[tuple[float, float], Look]]) -> None:
+    """Names at the lines' ends where all but one end at the same x, else a legend above the axes."""
     if not ends:
         axes.text(0.5, 0.5, "no run has finished", transform=axes.transAxes, ha="center", color=MUTED)
         return
     right = max(x for (x, _), _ in ends)
     inside = [(end, look) for end, look in ends if end[0] < right]
-    if len(inside) > 1:
+    if len(inside) > 1 or view.dodge:
         handles = [
             axes.plot([], [], look.dash, marker=look.marker, color=look.colour, markersize=6)[0] for _, look in ends
         ]

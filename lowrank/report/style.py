@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,13 +73,15 @@ def looks(series: Sequence[Mapping[str, Any]]) -> list[Look]:
     Args:
         series: what makes each one (`{arm: lora, rank: 8}`); full fine-tuning is the dashed one in ink.
     """
+    fixed = [_fixed_place(keys) for keys in series]
+    free = [index for index in range(len(SERIES)) if index not in fixed] or list(range(len(SERIES)))
+    others = itertools.cycle(free)
     found = []
-    for position, keys in enumerate(series):
+    for keys, place in zip(series, fixed, strict=True):
         if keys.get("arm") == "full":
             found.append(Look("full", INK, "X", "--"))
             continue
-        index = _fixed_place(keys)
-        index = (position if index is None else index) % len(SERIES)
+        index = next(others) if place is None else place
         words = [f"{key} {number(value)}" for key, value in keys.items() if key != "arm" and value is not None]
         found.append(Look(", ".join(words) or str(keys.get("arm")), SERIES[index], MARKERS[index], "-"))
     return found
