@@ -56,6 +56,7 @@ for study, entry in PLAN["studies"].items():
         name:
             study
         input:
+            study_inputs(study),
             f"reports/{study}.html",
 
 

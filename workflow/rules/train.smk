@@ -30,7 +30,9 @@ def mark_forced_runs():
     for pack in PLAN["packs"].values():
         rule_forced = settings.forceall or f"train_{rule_name(pack)}" in forced
         for run in pack["members"]:
-            if rule_forced or any(name.startswith(f"results/runs/{run}/") for name in forced):
+            if rule_forced or any(
+                name.startswith(f"results/runs/{run}/") for name in forced
+            ):
                 os.makedirs("work/forced", exist_ok=True)
                 open(f"work/forced/{run}", "w").close()
 
@@ -46,21 +48,23 @@ for pack in PLAN["packs"].values():
             f"train_{rule_name(pack)}"
         input:
             data=f"resources/prepared/{pack['data']}/manifest.json",
-            cards=[f"resources/downloads/{card}/manifest.json" for card in pack["cards"]],
+            cards=[
+                f"resources/downloads/{card}/manifest.json" for card in pack["cards"]
+            ],
         output:
             [update(file) for file in trained(pack)],
-        params:
-            pack=pack["name"],
-            code=pack["code"],
+        log:
+            f"logs/train/{pack['name']}.log",
+        benchmark:
+            f"logs/benchmarks/train/{pack['name']}.tsv"
         # The longest packs first, so that no core idles at the end.
         priority: pack["steps"]
         threads: 1
         resources:
             mem_mb=pack["mem_mb"],
-        log:
-            f"logs/train/{pack['name']}.log",
-        benchmark:
-            f"logs/benchmarks/train/{pack['name']}.tsv"
+        params:
+            pack=pack["name"],
+            code=pack["code"],
         message:
             f"train {pack['name']}: {len(pack['members'])} runs, {pack['steps']} steps"
         shell:
@@ -76,17 +80,17 @@ for pack in PLAN["packs"].values():
                 data=f"resources/prepared/{pack['data']}/manifest.json",
             output:
                 [update(file) for file in scores(pack, evaluation)],
-            params:
-                pack=pack["name"],
-                evaluation=evaluation,
-                code=pack["evaluate_code"],
-            threads: 1
-            resources:
-                mem_mb=pack["mem_mb"],
             log:
                 f"logs/evaluate/{pack['name']}-{evaluation}.log",
             benchmark:
                 f"logs/benchmarks/evaluate/{pack['name']}-{evaluation}.tsv"
+            threads: 1
+            resources:
+                mem_mb=pack["mem_mb"],
+            params:
+                pack=pack["name"],
+                evaluation=evaluation,
+                code=pack["evaluate_code"],
             message:
                 f"score {pack['name']}: {len(pack['members'])} runs by {evaluation}"
             shell:

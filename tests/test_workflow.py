@@ -1,0 +1,152 @@
+"""The workflow as a user drives it: what runs, what does not run again, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workflow_lab import Lab, planned
+
+pytestmark = pytest.mark.workflow
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A checkout in which everything has run once at smoke scale."""
+    lab = Lab.new(tmp_path_factory.mktemp("finished") / "lab")
+    lab.snakemake("--", "all")
+    return lab
+
+
+@pytest.fixture
+def lab(finished: Lab, tmp_path: Path) -> Iterator[Lab]:
+    return finished.copy(tmp_path / "lab")
+
+
+def test_everything_is_there(finished: Lab) -> None:
+    assert (finished.folder / "reports" / "index.html").is_file()
+    assert (finished.folder / "reports" / "lr_ratio.html").is_file()
+    for run in finished.runs():
+        manifest = json.loads((finished.folder / "results" / "runs" / run / "manifest.json").read_text())
+        assert manifest["status"] == "ok"
+        assert {"code", "pack", "metrics", "provenance", "files"} <= manifest.keys()
+
+
+def test_a_second_call_does_nothing(lab: Lab) -> None:
+    assert "Nothing to be done" in lab.snakemake("--", "all")
+
+
+class TestWhatIsTrainedAgain:
+    def test_not_for_a_comment(self, lab: Lab) -> None:
+        lab.edit("lowrank/methods/lora.py", '"""LoRA: ', '"""LoRA, as everyone calls it: ')
+        lab.edit("lowrank/train/loop.py", "import math", "import math  # a remark")
+        assert "Nothing to be done" in lab.snakemake("-n", "--", "all")
+
+    def test_only_what_uses_an_edited_part(self, lab: Lab) -> None:
+        before = lab.runs()
+        lab.edit("lowrank/methods/full.py", "model.requires_grad_(True)", "model.requires_grad_(bool(1))")
+        lab.snakemake("--", "all")
+        after = lab.runs()
+        again = {run for run in before if after[run] != before[run]}
+        assert again == {run for run in before if run.startswith("full-")}
+
+    def test_only_the_learning_rate_that_was_added(self, lab: Lab) -> None:
+        before = lab.runs()
+        study = "workflow/studies/lr_ratio.yaml"
+        lab.edit(
+            study,
+            "full:\n        - {lr: [1e-3, 3e-3], seed: [0]}",
+            "full:\n        - {lr: [1e-3, 3e-3, 2e-3], seed: [0]}",
+        )
+        lab.snakemake("--", "all")
+        after = lab.runs()
+        assert {run: after[run] for run in before} == before
+        assert [run for run in after if run not in before] == [r for r in after if r.startswith("full-lr2e-3-s0-")]
+        assert len(after) == len(before) + 1
+
+    def test_only_the_run_whose_folder_was_deleted(self, lab: Lab) -> None:
+        import shutil
+
+        before = lab.runs()
+        gone = sorted(before)[-1]
+        shutil.rmtree(lab.folder / "results" / "runs" / gone)
+        lab.snakemake("--", "all")
+        after = lab.runs()
+        assert [run for run in before if after[run] != before[run]] == [gone]
+
+    def test_a_pack_that_is_forced(self, lab: Lab) -> None:
+        before = lab.runs()
+        (rule,) = {line for line in lab.snakemake("--list-rules").split() if line.startswith("train_full_")}
+        lab.snakemake("--forcerun", rule, "--", "all")
+        after = lab.runs()
+        assert {run for run in before if after[run] != before[run]} == {r for r in before if r.startswith("full-")}
+
+    def test_a_run_that_is_forced(self, lab: Lab) -> None:
+        before = lab.runs()
+        forced = sorted(before)[0]
+        lab.snakemake("--forcerun", f"results/runs/{forced}/manifest.json", "--", "all")
+        after = lab.runs()
+        assert [run for run in before if after[run] != before[run]] == [forced]
+
+
+class TestTargets:
+    def test_one_table(self, lab: Lab) -> None:
+        table = "results/studies/lr_ratio/fig1.csv"
+        (lab.folder / table).unlink()
+        lab.snakemake("--", table)
+        assert (lab.folder / table).is_file()
+
+    def test_a_study(self, lab: Lab) -> None:
+        (lab.folder / "reports" / "lr_ratio.html").unlink()
+        lab.snakemake("--", "lr_ratio")
+        assert (lab.folder / "reports" / "lr_ratio.html").is_file()
+
+    def test_a_dry_run_of_a_fresh_checkout_lists_every_pack(self, tmp_path: Path) -> None:
+        fresh = Lab.new(tmp_path / "fresh")
+        said = fresh.snakemake("-n", "--", "all")
+        assert planned(said, "train_") == 3
+        assert "lowrank: scale smoke, studies lr_ratio, 10 runs in 3 packs" in said
+
+    def test_until(self, tmp_path: Path) -> None:
+        fresh = Lab.new(tmp_path / "fresh")
+        assert planned(fresh.snakemake("-n", "--until", "prepare", "--", "all"), "train_") == 0
+
+    @pytest.mark.parametrize("scale", ["laptop", "paper"])
+    def test_every_scale_is_planned(self, tmp_path: Path, scale: str) -> None:
+        fresh = Lab.new(tmp_path / "fresh")
+        said = fresh.snakemake("-n", "--config", f"scale={scale}", "--", "all")
+        assert f"lowrank: scale {scale}, studies lr_ratio" in said
+
+
+class TestRefusals:
+    def test_an_unknown_key_of_the_configuration(self, tmp_path: Path) -> None:
+        fresh = Lab.new(tmp_path / "fresh")
+        said = fresh.snakemake("-n", "--config", "scal=smoke", "--", "all", ok=False)
+        assert "config.yaml: scal: unknown key 'scal'; did you mean 'scale'? (allowed: scale, studies)" in said
+
+    def test_an_unknown_study(self, tmp_path: Path) -> None:
+        fresh = Lab.new(tmp_path / "fresh")
+        said = fresh.snakemake("-n", "--config", "studies=lr_ration", "--", "all", ok=False)
+        assert "unknown study 'lr_ration'; did you mean 'lr_ratio'?" in said
+
+    def test_a_fault_in_a_study_before_anything_runs(self, tmp_path: Path) -> None:
+        fresh = Lab.new(tmp_path / "fresh")
+        fresh.edit("workflow/studies/lr_ratio.yaml", "{rank: [4, 8], alpha", "{rank: [4, 8], alhpa")
+        said = fresh.snakemake("-n", "--", "all", ok=False)
+        place = "workflow/studies/lr_ratio.yaml: scales.smoke.sweeps.lora.0"
+        assert f"{place}: unknown axis 'alhpa'; did you mean 'alpha'?" in said
+
+    def test_a_cell_of_the_notebook_that_fails_leaves_no_page(self, lab: Lab) -> None:
+        (lab.folder / "reports" / "lr_ratio.html").unlink()
+        notebook = next((lab.folder / "workflow" / "notebooks").glob("*.ipynb"))
+        text = json.loads(notebook.read_text())
+        next(
+            c for c in text["cells"] if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
+        )["source"] = "raise ValueError('a cell that fails')"
+        notebook.write_text(json.dumps(text))
+        said = lab.snakemake("--", "lr_ratio", ok=False)
+        assert "a cell that fails" in said
+        assert not (lab.folder / "reports" / "lr_ratio.html").exists()
