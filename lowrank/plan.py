@@ -52,6 +52,24 @@ def current_plan(scale: str, studies: list[str]) -> tuple[Path, dict[str, Any]]:
     return path, read_json(path)
 
 
+def job_environment(path: Path) -> dict[str, str]:
+    """The environment of the workflow's jobs.
+
+    They find the plan here. It is no parameter of a rule: a plan that changed elsewhere must not rerun
+    what it leaves alone. They run in the environment that runs Snakemake, on the code of this checkout.
+    """
+    return {
+        ENVIRONMENT: str(path.resolve()),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": str(REPOSITORY),
+        # Jobs that wait must not burn the core that another job needs.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Nothing but `fetch` uses the network.
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
 def load_plan() -> dict[str, Any]:
     """The plan that the workflow named in the environment.
 

@@ -103,5 +103,5 @@ def test_published_values_read_as_printed():
     assert published(0.26, 0.003) == "0.260 ± 0.003"
     assert published(0.2655, 0.003) == "0.2655 ± 0.003"
     assert published((0.316, 0.325), 0.003) == "0.316 to 0.325"
-    assert published(1e-4, 0.0) == "1e-4"
+    assert [published(value, 0.0) for value in (1e-4, 0.1989, 3.33, 128)] == ["1e-4", "0.1989", "3.33", "128"]
     assert published(None, 0.003) == "not shown"

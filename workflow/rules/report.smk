@@ -1,19 +1,6 @@
 """Tables, figures, claims and pages."""
 
 
-def study_inputs(study):
-    """Every trained and scored run that a study shows."""
-    files = []
-    for pack in PLAN["packs"].values():
-        if study in pack["owners"]:
-            files += trained(pack)
-            if pack["keep_weights"]:
-                files += [
-                    file for name in pack["evaluations"] for file in scores(pack, name)
-                ]
-    return files
-
-
 for study, entry in PLAN["studies"].items():
 
     rule:

@@ -1,0 +1,39 @@
+"""What the rules share: the files of packs and studies, and what --forcerun means for a pack."""
+
+RUN_FILES = ("spec.json", "history.parquet", "manifest.json")
+
+
+def run_files(pack):
+    names = RUN_FILES + (("weights.safetensors",) if pack["keep_weights"] else ())
+    return [f"results/runs/{run}/{name}" for run in pack["members"] for name in names]
+
+
+def scores(pack, evaluation):
+    return [f"results/runs/{run}/eval/{evaluation}.json" for run in pack["members"]]
+
+
+def trained(pack):
+    """What training a pack writes; where no weights are kept, the scores too."""
+    files = run_files(pack)
+    if not pack["keep_weights"]:
+        files += [file for name in pack["evaluations"] for file in scores(pack, name)]
+    return files
+
+
+def mark_forced_runs():
+    """Leaves a mark for each run that --forcerun or --forceall names: its pack's job would skip it."""
+    settings = workflow.dag_settings
+    forced = {str(name) for name in settings.forcerun}
+    def study_inputs(study):
+    """Every trained and scored run that a study shows."""
+    files = []
+    for pack in PLAN["packs"].values():
+        if study in pack["owners"]:
+            files += trained(pack)
+            if pack["keep_weights"]:
+                files += [
+                    file for name in pack["evaluations"] for file in scores(pack, name)
+                ]
+    return files
+
+
