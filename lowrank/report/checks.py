@@ -94,8 +94,8 @@ def _ratio_evidence(case: Case, optimum: Optimum) -> str:
     if optimum.best is None or optimum.base is None or optimum.base.best is None:
         return f"{describe(optimum)}: stated {wanted}; no optimum"
     low, high = optimum.ratio_between
-    parts = [f"{describe(optimum)}: stated {wanted}; ours {number(optimum.ratio)}×"]
-    parts.append(f"({rate(optimum.best)} / {rate(optimum.base.best)})")
+    quotient = f"{number(optimum.ratio)}× = {rate(optimum.best)} / {rate(optimum.base.best)}"
+    parts = [f"{describe(optimum)}: stated {wanted}; ours {quotient}"]
     if low is not None or high is not None:
         parts.append(f"between {number(low)} and {number(high)} on this grid")
     if optimum.tied[1:]:

@@ -42,12 +42,10 @@ def published(entry_value: Any, reading: float) -> str:
         return " to ".join(f"{value:g}" for value in entry_value)
     if isinstance(entry_value, str):
         return entry_value
+    if not reading:
+        return rate(entry_value) if entry_value < 0.01 else f"{entry_value:.4g}"
     # A value read to 0.003 has three decimals, its zeros included.
-    return (
-        f"{entry_value:.{4 if round(entry_value, 3) != entry_value else 3}f} ± {reading:g}"
-        if reading
-        else rate(entry_value)
-    )
+    return f"{entry_value:.{3 if round(entry_value, 3) == entry_value else 4}f} ± {reading:g}"
 
 
 def _claim(context: Context, entry: Entry) -> tuple[None, Finding]:
