@@ -39,9 +39,7 @@ class SubTokens:
             ConfigError: no vector yet.
         """
         if self.vector is None:
-            raise ConfigError(
-                "velora: no vectors yet; allowed: chain.before_step on the first batch, or init: random"
-            )
+            raise ConfigError("velora: no vectors yet; allowed: chain.before_step on the first batch, or init: random")
         dtype = self.dtype or x.dtype
         return (self.split(x).to(dtype) @ self.vector.to(x.device, dtype)).view(-1, self.groups)
 
