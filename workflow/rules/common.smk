@@ -24,7 +24,9 @@ def mark_forced_runs():
     """Leaves a mark for each run that --forcerun or --forceall names: its pack's job would skip it."""
     settings = workflow.dag_settings
     forced = {str(name) for name in settings.forcerun}
-    def study_inputs(study):
+
+
+def study_inputs(study):
     """Every trained and scored run that a study shows."""
     files = []
     for pack in PLAN["packs"].values():
@@ -35,5 +37,3 @@ def mark_forced_runs():
                     file for name in pack["evaluations"] for file in scores(pack, name)
                 ]
     return files
-
-
