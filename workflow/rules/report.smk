@@ -1,6 +1,5 @@
 """Tables, figures, claims and pages."""
 
-
 for study, entry in PLAN["studies"].items():
 
     rule:
