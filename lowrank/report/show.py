@@ -109,6 +109,7 @@ class Report:
                 (f"snakemake --cores all -- {folder}/{name}.svg", view.title)
                 for name, view in self.context.views.figures.items()
             ),
+            (f"lowrank rerun {self.context.runs['run'].iloc[0]}", "forgets one run; the first command trains it again"),
             (f"snakemake --cores all --config scale=paper -- {study}", "the document's own scale, on a GPU machine"),
         ]
         items = "".join(f"<dt>{escape(why)}</dt><dd><code>{escape(line)}</code></dd>" for line, why in lines)
