@@ -20,10 +20,22 @@ def trained(pack):
     return files
 
 
+def rule_name(pack):
+    return pack["name"].replace(".", "_").replace("-", "_")
+
+
 def mark_forced_runs():
     """Leaves a mark for each run that --forcerun or --forceall names: its pack's job would skip it."""
     settings = workflow.dag_settings
     forced = {str(name) for name in settings.forcerun}
+    for pack in PLAN["packs"].values():
+        rule_forced = settings.forceall or f"train_{rule_name(pack)}" in forced
+        for run in pack["members"]:
+            if rule_forced or any(
+                name.startswith(f"results/runs/{run}/") for name in forced
+            ):
+                os.makedirs("work/forced", exist_ok=True)
+                open(f"work/forced/{run}", "w").close()
 
 
 def study_inputs(study):

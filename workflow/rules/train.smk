@@ -4,20 +4,6 @@ A rule that lists its members as plain outputs would wipe and retrain all of the
 """
 
 for pack in PLAN["packs"].values():
-    rule_forced = settings.forceall or f"train_{rule_name(pack)}" in forced
-    for run in pack["members"]:
-        if rule_forced or any(
-            name.startswith(f"results/runs/{run}/") for name in forced
-        ):
-            os.makedirs("work/forced", exist_ok=True)
-            open(f"work/forced/{run}", "w").close()
-
-
-def rule_name(pack):
-    return pack["name"].replace(".", "_").replace("-", "_")
-
-
-for pack in PLAN["packs"].values():
 
     rule:
         name:
