@@ -121,6 +121,15 @@ class TestTargets:
         assert f"lowrank: scale {scale}, studies lr_ratio" in said
 
 
+def test_snakemakes_own_report_holds_the_same(lab: Lab) -> None:
+    said = lab.snakemake("--report", "archive.html", "--", "all")
+    assert "Report created" in said
+    archive = (lab.folder / "archive.html").read_text()
+    assert "System Message" not in archive, "a caption is not valid reStructuredText"
+    for artefact in ("fig1.svg", "fig3_ratio.svg", "fig1.html", "claims.json", "lr_ratio.html"):
+        assert f"Adding {artefact}" in said
+
+
 class TestRefusals:
     def test_an_unknown_key_of_the_configuration(self, tmp_path: Path) -> None:
         fresh = Lab.new(tmp_path / "fresh")

@@ -49,3 +49,19 @@ def study_inputs(study):
                     file for name in pack["evaluations"] for file in scores(pack, name)
                 ]
     return files
+
+
+def shown(study, file):
+    """An output of a study, with its place in `snakemake --report`: figures and tables, one format each."""
+    path = f"results/studies/{study}/{file}"
+    name, kind = os.path.splitext(file)
+    what = {".svg": "figure", ".html": "table", ".json": "claims"}.get(kind)
+    if what is None:
+        return path
+    return report(
+        path,
+        caption=f"../report/{what}.rst",
+        category=study,
+        subcategory=f"{what}s" if what != "claims" else what,
+        labels={"what": what, "name": name},
+    )

@@ -8,7 +8,7 @@ for study, entry in PLAN["studies"].items():
         input:
             study_inputs(study),
         output:
-            [f"results/studies/{study}/{file}" for file in entry["outputs"]],
+            [shown(study, file) for file in entry["outputs"]],
         log:
             f"logs/tables/{study}.log",
         params:
@@ -26,7 +26,12 @@ for study, entry in PLAN["studies"].items():
         input:
             [f"results/studies/{study}/{file}" for file in entry["outputs"]],
         output:
-            f"reports/{study}.html",
+            report(
+                f"reports/{study}.html",
+                caption="../report/page.rst",
+                category=study,
+                labels={"what": "page", "name": study},
+            ),
         log:
             f"logs/pages/{study}.log",
         params:
