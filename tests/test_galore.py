@@ -1,57 +1,23 @@
-"""GaLore: what it is at the ends of its range, its projectors, its state, and galore-torch."""
+"""GaLore: what it is at the ends of its range, its projectors, its state."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-import bitsandbytes
-import galore_torch
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lowrank.errors import ConfigError
-from lowrank.methods.chain import Chain
 from lowrank.methods.galore_optimizer import GaloreOptimizer
 from lowrank.methods.galore_projector import bases, sides, state_numel
-from lowrank.spec import TrainSpec
-from lowrank.targets import linear_names
-from tests.chain_runs import attach, snapshot, train
-from tests.tiny_models import FAMILIES, batch, make
-from tests.tolerances import BIT_EXACT, FLOAT64_IDENTITY, GALORE_8BIT_PEER, GALORE_ENERGY, GALORE_PEER
+from tests.galore_steps import spread, steps
+from tests.tolerances import BIT_EXACT, FLOAT64_IDENTITY, GALORE_ENERGY
 
 PROJECTORS = ["std", "reverse", "left", "right", "full"]
 SHAPES = [(7, 5), (5, 7), (6, 6), (3, 8, 5), (2, 4, 9)]
-
-
-def galore(**options: Any) -> dict[str, Any]:
-    return {"part": "galore", "rank": 4, "update_gap": 3, **options}
-
-
-def spec(**values: Any) -> TrainSpec:
-    return TrainSpec(**{"lr": 1e-2, "steps": 1, **values})
-
-
-def steps(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, gradients: list[Tensor]) -> list[Tensor]:
-    """The update of each step."""
-    updates = []
-    for gradient in gradients:
-        before = parameter.detach().clone()
-        parameter.grad = gradient.clone()
-        optimizer.step()
-        updates.append(parameter.detach() - before)
-    return updates
-
-
-def spread(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A gradient whose singular values lie well apart, so that its singular vectors are well defined."""
-    torch.manual_seed(seed)
-    left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
-    values = 2.0 ** -torch.arange(left.shape[-1], dtype=torch.float64)
-    return ((left * values) @ right).to(dtype)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -187,81 +153,6 @@ def test_the_state_has_the_size_of_the_formula(projector: Any, rows: int, cols: 
         assert held == 4 * (short * rank + 2 * long * rank)
 
 
-def test_galore_torch_keeps_the_whole_svd_alive_where_this_does_not() -> None:
-    parameter = nn.Parameter(torch.randn(12, 48))
-    peer = galore_peer(parameter, "std", 2)
-    steps(parameter, peer, [torch.randn(12, 48)])
-    assert peer.state[parameter]["projector"].ortho_matrix.untyped_storage().nbytes() == 4 * 12 * 12
-    assert state_numel(12, 48, 2) == 12 * 2 + 2 * 2 * 48
-
-
-def galore_peer(parameter: nn.Parameter, projector: str, rank: int, gap: int = 5, **values: Any) -> Any:
-    kind = {"reverse": "reverse_std"}.get(projector, projector)
-    group = {"params": [parameter], "rank": rank, "update_proj_gap": gap, "scale": 0.5, "proj_type": kind}
-    return galore_torch.GaLoreAdamW([group], no_deprecation_warning=True, **{"lr": 1e-2, "eps": 1e-30, **values})
-
-
-@pytest.mark.parametrize("shape", [(24, 10), (10, 24), (12, 12)])
-@pytest.mark.parametrize("projector", PROJECTORS)
-def test_updates_equal_galore_torch_within_a_basis(shape: tuple[int, int], projector: Any) -> None:
-    """Signs of singular vectors cancel in an update, so updates are compared, and up to the first switch.
-
-    A switch carries moments over to vectors whose signs the peer leaves to LAPACK; from there on two
-    correct implementations differ. eps is tiny, since the two add it in different places; so the first
-    step with both sides projected is left out: there R is diagonal, and Adam steps by the rounding beside it.
-    """
-    torch.manual_seed(1)
-    start = torch.randn(shape)
-    gradients = [spread(shape, 0)] + [torch.randn(shape) for _ in range(4)]
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    options: Any = {"rank": 4, "update_gap": 5, "scale": 0.5, "projector": projector, "lr": 1e-2, "eps": 1e-30}
-    expected = steps(theirs, galore_peer(theirs, projector, 4), gradients)
-    found = steps(ours, GaloreOptimizer([ours], [], **options), gradients)
-    for step in range(1 if projector == "full" else 0, len(gradients)):
-        GALORE_PEER.check(found[step], expected[step])
-
-
-def test_eps_is_added_to_the_corrected_root_and_decay_uses_the_weight_before_the_step() -> None:
-    """The two places where galore-torch differs from torch's AdamW; its numbers follow from ours by formula."""
-    gradient, start, eps, lr, decay = spread((6, 4), 0), torch.ones(6, 4), 0.05, 0.1, 0.2
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    correction = (1 - 0.999) ** 0.5
-    options: Any = {"rank": 2, "scale": 0.5, "lr": lr, "weight_decay": decay}
-    steps(ours, GaloreOptimizer([ours], [], eps=eps / correction, **options), [gradient])
-    steps(theirs, galore_peer(theirs, "std", 2, eps=eps, lr=lr, weight_decay=decay), [gradient])
-    update = ours - (1 - lr * decay) * start
-    GALORE_PEER.check(theirs, (1 - lr * decay) * (start + update))
-
-
-def test_galore_torch_mixes_up_the_sides_of_reverse_at_full_rank() -> None:
-    parameter = nn.Parameter(torch.randn(4, 6))
-    with pytest.raises(RuntimeError):
-        steps(parameter, galore_peer(parameter, "reverse", 4), [torch.randn(4, 6)])
-
-
-def test_eight_bit_moments_are_those_of_bitsandbytes() -> None:
-    """On the projected gradient, and on a parameter without a projector; small ones stay in float32."""
-    torch.manual_seed(0)
-    gradients = [torch.randn(128, 80) for _ in range(4)]
-    ours, plain, small = (nn.Parameter(torch.zeros(s)) for s in ((128, 80), (128, 80), (10, 10)))
-    optimizer = GaloreOptimizer([ours], [plain, small], rank=64, scale=1.0, base="adamw8bit", lr=1e-2, update_gap=9)
-    alone, inside = nn.Parameter(torch.zeros(128, 80)), nn.Parameter(torch.zeros(128, 64))
-    peer = bitsandbytes.optim.AdamW8bit([alone, inside], lr=1e-2, weight_decay=0.0)
-    for gradient in gradients:
-        ours.grad, plain.grad, small.grad = gradient.clone(), gradient.clone(), gradient[:10, :10].clone()
-        optimizer.step()
-        basis = optimizer.state[ours]["projector_right"]
-        alone.grad, inside.grad = gradient.clone(), gradient @ basis
-        peer.step()
-    BIT_EXACT.check(plain, alone)
-    GALORE_8BIT_PEER.check(ours, inside @ basis.T)
-    assert {value.dtype for value in optimizer.state[ours].values() if isinstance(value, Tensor)} == {
-        torch.uint8,
-        torch.float32,
-    }
-    assert "codes_1" not in optimizer.state[small]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("base", ["adamw", "adam", "sgd", "adamw8bit"])
 @pytest.mark.parametrize("projector", ["std", "full", "identity"])
@@ -297,62 +188,6 @@ def test_resumes_bit_for_bit(base: Any, projector: Any, dtype: torch.dtype) -> N
         assert all(isinstance(value, Tensor | int) for value in state.values())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_projects_the_matrices_of_the_trunk_and_nothing_else(family: str) -> None:
-    model = make(family)
-    names = linear_names(model, head=False)
-    chain = attach(model, "full", galore())
-    optimizer = chain.optimizer(spec())
-    projected, plain = (group["params"] for group in optimizer.param_groups)
-    assert {id(p) for p in projected} == {id(model.get_submodule(name).weight) for name in names}
-    assert len(projected) + len(plain) == len(list(model.parameters()))
-    assert sum(p.numel() for p in projected + plain) == sum(p.numel() for p in model.parameters())
-    before = snapshot(model)
-    train(model, chain, optimizer, [batch(family, 4, seed) for seed in range(2)])
-    for name in names:
-        assert not torch.equal(before[f"{name}.weight"], model.state_dict()[f"{name}.weight"]), name
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_full_rank_sgd_through_a_model_is_sgd(family: str) -> None:
-    ends = []
-    for owned in (True, False):
-        model = make(family)
-        part = galore(rank=16, scale=1.0, optimizer="sgd", update_gap=2, excess_rank="clip")
-        chain = attach(model, "full", *([part] if owned else []))
-        optimizer = chain.optimizer(spec(lr=0.1)) if owned else torch.optim.SGD(chain.trainable().values(), lr=0.1)
-        train(model, chain, optimizer, [batch(family, 4, seed) for seed in range(3)])
-        ends.append(snapshot(model))
-    for name, tensor in ends[0].items():
-        FLOAT64_IDENTITY.check(tensor, ends[1][name])
-
-
-def test_accumulation_gives_the_weights_of_one_large_batch() -> None:
-    ends = []
-    for micro in (8, 2):
-        model = make("gpt2")
-        chain = attach(model, "full", galore(scale=1.0, optimizer="sgd", update_gap=2))
-        train(model, chain, chain.optimizer(spec(lr=0.1)), [batch("gpt2", 8, seed) for seed in range(4)], micro=micro)
-        ends.append(snapshot(model))
-    for name, tensor in ends[0].items():
-        FLOAT64_IDENTITY.check(tensor, ends[1][name])
-
-
-def test_stacked_heads_are_projected_one_by_one() -> None:
-    model = make("gpt2")
-    chain = attach(model, {"part": "lte", "num_lora_heads": 4, "rank": 3, "merge_every": 2}, galore(rank=2))
-    optimizer = chain.optimizer(spec())
-    projected = optimizer.param_groups[0]["params"]
-    assert {p.ndim for p in projected} == {3}
-    train(model, chain, optimizer, [batch("gpt2", 8, seed) for seed in range(5)])
-    for parameter in projected:
-        state = optimizer.state[parameter]
-        heads, rows, cols = parameter.shape
-        assert heads == 4
-        held = sum(value.numel() for value in state.values() if isinstance(value, Tensor))
-        assert held == heads * state_numel(rows, cols, 2)
-
-
 def test_stacked_slices_equal_the_same_slices_alone() -> None:
     torch.manual_seed(0)
     start, gradients = torch.randn(3, 6, 5, dtype=torch.float64), list(torch.randn(5, 3, 6, 5, dtype=torch.float64))
@@ -370,43 +205,3 @@ def test_a_learning_rate_that_the_loop_sets_is_used() -> None:
     optimizer.param_groups[0]["lr"] = 0.0
     steps(parameter, optimizer, [torch.randn(4, 3)])
     BIT_EXACT.check(parameter, torch.ones(4, 3))
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ([galore()], r"chain galore trains no weight matrix"),
-        (["full", galore(rank=17)], r"rank 17 is too large for 'transformer.h.0.attn.c_attn'; allowed: 1 to 16"),
-        ([{"part": "lte", "rank": 2}, galore(rank=3)], r"rank 3 is too large .*allowed: 1 to 2, or excess_rank: clip"),
-        (["full", galore(targets="c_atn")], r"'c_atn' matches no module.*did you mean 'c_attn'"),
-    ],
-)
-def test_refuses_with_the_layer_and_the_limit(parts: list[Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        attach(make("gpt2"), *parts)
-
-
-def test_refuses_a_linear_probe() -> None:
-    with pytest.raises(ConfigError, match=r"chain linear_probe.galore trains no weight matrix"):
-        attach(make("bert"), "linear_probe", galore())
-
-
-def test_refuses_targets_that_the_chain_does_not_train() -> None:
-    chain = attach(make("gpt2"), {"part": "lora", "targets": "c_fc", "rank": 4}, galore(targets="c_attn"))
-    with pytest.raises(ConfigError, match=r"no matrix of the targets c_attn trains; 4 other parameters do"):
-        chain.optimizer(spec())
-
-
-def test_an_excess_rank_is_cut_where_that_is_asked_for() -> None:
-    model = make("gpt2")
-    chain: Chain = attach(model, {"part": "lora", "rank": 4}, galore(rank=512, excess_rank="clip"))
-    optimizer = chain.optimizer(spec())
-    train(model, chain, optimizer, [batch("gpt2", 4)])
-    for parameter in optimizer.param_groups[0]["params"]:
-        assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
-
-
-@pytest.mark.parametrize("option", [{"rank": 0}, {"scale": 0}, {"update_gap": 0}, {"projector": "std_reverse"}])
-def test_refuses_options_out_of_range(option: dict[str, Any]) -> None:
-    with pytest.raises(Exception, match=next(iter(option))):
-        attach(make("gpt2"), "full", galore(**option))

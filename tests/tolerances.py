@@ -74,3 +74,5 @@ FLOAT16 = Tolerance(5e-3, 5e-3, "float16 rounds to 5e-4; z, z v^T and a sum over
 FLOAT32_VECTOR = Tolerance(
     1e-5, 1e-6, "a unit vector found in double and held in float32, or found from float32 inputs"
 )
+
+BFLOAT16_RUN = Tolerance(0.1, 0.05, "bfloat16 (4e-3 a rounding) through a whole model and back, against float64")
