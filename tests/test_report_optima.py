@@ -190,5 +190,15 @@ def test_numbers_for_readers(value, shown):
 
 
 def test_rates_for_readers():
-    shown = {1e-2: "1e-2", 1e-3: "1e-3", 1.78e-4: "1.78e-4", 0.0625: "0.0625", 0.5: "0.5", 1: "1", 33.3333: "33.3"}
+    shown = {
+        3e-2: "3e-2",
+        1e-2: "1e-2",
+        0: "0",
+        1e-3: "1e-3",
+        1.78e-4: "1.78e-4",
+        0.0625: "0.0625",
+        0.5: "0.5",
+        1: "1",
+        33.3333: "33.3",
+    }
     assert {value: rate(value) for value in shown} == shown

@@ -63,8 +63,7 @@ class Report:
                 rows.append((label, ", ".join(sorted(map(str, runs[column].dropna().unique())))))
         counts = ", ".join(f"{value} {status}" for status, value in runs["status"].value_counts().items())
         rows.append(("runs", f"{len(runs)} planned: {counts}"))
-        seeds = runs.groupby("arm")["seed"].nunique().items()
-        rows.append(("seeds", ", ".join(f"{arm} {number}" for arm, number in seeds)))
+        rows.append(("seeds", self._seeds()))
         facts = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows)
         protocol = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.raw.get("protocol", ()))
         cause = self.record["runs"]["cause"]
@@ -114,6 +113,14 @@ class Report:
         ]
         items = "".join(f"<dt>{escape(why)}</dt><dd><code>{escape(line)}</code></dd>" for line, why in lines)
         return Html(f'<p>{escape(dropped)}</p><dl class="commands">{items}</dl>')
+
+    def _seeds(self) -> str:
+        """Fewest and most seeds of a configuration, by arm."""
+        runs = self.context.runs
+        by = [column for column in ("arm", "rank", "alpha", "budget") if column in runs]
+        counts = runs.groupby(by, dropna=False)["seed"].nunique().groupby("arm").agg(["min", "max"])
+        shown = [f"{arm} {low}" if low == high else f"{arm} {low} to {high}" for arm, low, high in counts.itertuples()]
+        return ", ".join(shown) + " for each configuration"
 
     def _scale_note(self) -> str:
         notes = {

@@ -27,9 +27,12 @@ def rate(value: Any) -> str:
     """A learning rate or another number that is swept in logarithms: 0.001 -> 1e-3, 0.25 -> 0.25, 10 -> 10."""
     if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
         return number(value)
-    if value != 0 and (abs(value) <= 0.01 or abs(value) >= 1e7):
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    size = abs(value)
+    # 0.03 is a step of a grid in logarithms, 0.0625 a fraction.
+    if size >= 1e7 or 0 < size <= 0.01 or (0 < size < 0.1 and "." not in mantissa):
+        return f"{mantissa}e{int(exponent)}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.7g}"
 
 
