@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForSequenceClassification
 
 from lowrank.errors import ConfigError
+from lowrank.methods.sparse_tokens import Plan
 from tests.chain_runs import attach, logits
 from tests.test_contextual_sparsity import lora, prompted, sparse, step_gradients
 from tests.tiny_models import NanoGPT, make
@@ -66,3 +69,30 @@ def test_refuses_models_it_does_not_know() -> None:
     model.config.chunk_size_feed_forward = 2
     with pytest.raises(ConfigError, match=r"chunk_size_feed_forward 2 .*allowed: 0"):
         attach(model, lora("bert"), sparse())
+
+
+@pytest.mark.parametrize("kind", ["mask", "no mask"])
+def test_a_decoder_that_classifies_reads_its_last_token(kind: str) -> None:
+    """So that token is dense: the last that is no padding, on whichever side the padding stands."""
+    real = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 1, 1]])
+    batch = {"labels": torch.zeros(3, dtype=torch.int64)} | ({"attention_mask": real} if kind == "mask" else {})
+    split = Plan(batch, "output", "last").split(torch.zeros(3, 4, 2))
+    last = [2, 7, 11] if kind == "mask" else [3, 7, 11]
+    assert split.order[split.context :].tolist() == last
+    assert split.scored.tolist() == [
+        token for token in range(12) if token not in last and (kind != "mask" or real.flatten()[token])
+    ]
+
+
+def test_a_llama_that_classifies() -> None:
+    torch.manual_seed(0)
+    config = make("llama").config
+    config.num_labels, config.pad_token_id = 3, 0
+    model = LlamaForSequenceClassification(config).double()
+    chain = attach(model, lora("llama"), sparse())
+    tokens = torch.randint(1, 40, (3, 6))
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.tensor([0, 1, 2])}
+    found = step_gradients(model, chain, inputs)
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    part: Any = chain["contextual_sparsity"]
+    assert part._now.plan.split(torch.zeros(3, 6, 1)).outputs == 3
