@@ -20,8 +20,17 @@ ALL_LINEAR = "all-linear"
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Linear layers a part may wrap: `nn.Linear`, GPT-2's transposed Conv1D, and stored-base layers."""
+    """Linear layers a part may work on: `nn.Linear`, GPT-2's transposed Conv1D, and what another part put there."""
     return isinstance(module, nn.Linear | Conv1D) or hasattr(module, "dense_weight")
+
+
+def _linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers by name, in model order; a layer inside another one is how that one stores its weight."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if is_linear(module) and name.rpartition(".")[0] not in found:
+            found[name] = module
+    return found
 
 
 def output_embedding(model: nn.Module) -> nn.Module | None:
@@ -51,11 +60,8 @@ def linear_names(model: nn.Module, *, head: bool) -> list[str]:
     heads, vocabulary = head_names(model), output_embedding(model)
     return [
         name
-        for name, module in model.named_modules()
-        if is_linear(module)
-        and module is not vocabulary
-        and any(name == h or name.startswith(f"{h}.") for h in heads) == head
-        and not name.endswith(".base")
+        for name, module in _linear_modules(model).items()
+        if module is not vocabulary and any(name == h or name.startswith(f"{h}.") for h in heads) == head
     ]
 
 
@@ -67,7 +73,7 @@ def select(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     """
     patterns = [targets] if isinstance(targets, str) else list(targets)
     modules = {name: module for name, module in model.named_modules() if name}
-    linear = {name for name, module in modules.items() if is_linear(module) and not name.endswith(".base")}
+    linear = _linear_modules(model)
     chosen: set[str] = set()
     for pattern in patterns:
         if pattern == ALL_LINEAR:

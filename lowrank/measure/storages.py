@@ -84,7 +84,7 @@ def counts(model: nn.Module) -> dict[str, int]:
 def _coded(model: nn.Module) -> Iterator[tuple[int, int]]:
     """(in, out) of the layers whose weight is stored as a code (nf4) and so is no parameter."""
     for module in model.modules():
-        if hasattr(module, "dense_weight"):
+        if hasattr(module, "add_to_weight"):
             layer: Any = module
             yield layer.in_features, layer.out_features
 

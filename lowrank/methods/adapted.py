@@ -34,10 +34,14 @@ class AdaptedLinear(nn.Module):
         self.keep: Any = None
         """How the input is kept for weight gradients; None keeps it as it is."""
 
+    def dense_weight(self) -> Tensor:
+        """The base weight as a dense (out, in) tensor; it makes the wrapper a linear layer to `lowrank.targets`."""
+        return dense_weight(self.base)
+
     @property
     def weight(self) -> Tensor:
-        """The base weight as a dense (out, in) tensor."""
-        return dense_weight(self.base)
+        """The same, under the name that a plain layer gives it."""
+        return self.dense_weight()
 
     @property
     def bias(self) -> Tensor | None:

@@ -70,7 +70,8 @@ class Chain:
         Raises:
             ConfigError: already attached, or a part refuses.
         """
-        if self.model is not None or hasattr(model, "_lowrank_chain"):
+        held = attached_chain(model)
+        if self.model is not None or (held is not None and not held.merged):
             raise ConfigError(f"chain {self.name}: the model has a chain attached already; merge it first")
         for part in self._with("check"):
             part.check(self, model)
@@ -82,7 +83,7 @@ class Chain:
         if not any(p.requires_grad for p in model.parameters()):
             raise ConfigError(f"chain {self.name}: nothing in {type(model).__name__} is left to train")
         self.model = model
-        model._lowrank_chain = self.name  # type: ignore[assignment]
+        model._lowrank_chain = self  # type: ignore[assignment]
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -160,7 +161,6 @@ class Chain:
             for part in reversed(self._with("merge")):
                 part.merge(model)
         self.merged = True
-        del model._lowrank_chain
         return model
 
     def unmerge(self) -> nn.Module:
@@ -172,6 +172,8 @@ class Chain:
         model = self._attached
         if not self.merged:
             raise ConfigError(f"chain {self.name}: not merged, so there is nothing to take out")
+        if attached_chain(model) is not self:
+            raise ConfigError(f"chain {self.name}: another chain was attached after it was merged and has the base now")
         for part in self._with("merge"):
             if not hasattr(part, "unmerge"):
                 raise ConfigError(f"chain {self.name}: {part.name} cannot be unmerged; attach it to a fresh base")
@@ -179,7 +181,6 @@ class Chain:
             for part in self._with("unmerge"):
                 part.unmerge(model)
         self.merged = False
-        model._lowrank_chain = self.name  # type: ignore[assignment]
         return model
 
     def changed(self) -> dict[str, Tensor]:
@@ -215,6 +216,11 @@ class Chain:
         for part in self._with("load_state_dict"):
             prefix = f"{part.name}."
             part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def attached_chain(model: nn.Module) -> Chain | None:
+    """The chain that was attached to the model last, merged or not; None for a model without one."""
+    return getattr(model, "_lowrank_chain", None)
 
 
 def part_generator(seed: int, index: int) -> torch.Generator:
