@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := main
 .DELETE_ON_ERROR:
-.PHONY: main smoke test test-slow check lock check-lock env clean clean-results help
+.PHONY: main smoke test test-slow check freeze lock check-lock env clean clean-results help
 
 # Choices of an earlier call (PYTHON, TORCH_INDEX) hold until a new one is given.
 -include .venv/made-with.mk
@@ -44,6 +44,9 @@ check: $(READY) ## style, types and workflow lint, in under a minute
 	@$(RUN) mypy
 	@$(RUN) snakefmt --check workflow
 	@$(RUN) python .ci/lint_workflow.py
+
+freeze: main ## the main job, then its tables and figures into docs/frozen/ and the README
+	@$(RUN) python docs/freeze.py
 
 # The newest versions that envs/lowrank.in allows are taken only for what has no pin yet.
 COMPILE := $(RUN) uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

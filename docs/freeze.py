@@ -1,0 +1,131 @@
+"""Copies laptop-scale results into `docs/frozen/` and writes the README's parts that show them.
+
+`make freeze` runs it. Nothing between the README's markers is typed by hand: a test writes them anew
+from `docs/frozen/` and compares.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import textwrap
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lowrank.errors import ConfigError, LowrankError
+from lowrank.files import read_json, write_json, write_text
+from lowrank.report.views import parse_views
+from lowrank.study import load_study, studies
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, FROZEN, README = ROOT / "results" / "studies", ROOT / "docs" / "frozen", ROOT / "README.md"
+
+SCALE = "laptop"
+MARKED = re.compile(r"(<!-- frozen:(?P<study>\S+)(?P<figures>[^>]*) -->\n).*?(<!-- /frozen -->)", re.DOTALL)
+"""`<!-- frozen:lr_ratio fig1 fig3_ratio -->` ... `<!-- /frozen -->`: a study and the figures to show of it."""
+
+EVIDENCE_CHARACTERS = 140
+
+
+def freeze(study: str, results: Path, frozen: Path) -> None:
+    """Copies a study's tables, figures and verdicts, with a record of what they were made from.
+
+    Args:
+        study: its name.
+        results: holds one folder of results per study.
+        frozen: where the copy goes; what was there of the study is replaced.
+
+    Raises:
+        ConfigError: the results are of another scale, or runs are missing.
+        IntegrityError: there are no results.
+    """
+    source, target = results / study, frozen / study
+    claims = read_json(source / "claims.json")
+    if claims["scale"] != SCALE:
+        raise ConfigError(f"{source}: results of scale {claims['scale']!r}; allowed: {SCALE}")
+    runs = claims["runs"]
+    absent = sum(runs.get(status, 0) for status in ("missing", "failed"))
+    if absent:
+        raise ConfigError(f"{source}: {absent} of {runs['planned']} runs are missing or failed; allowed: none")
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in outputs(study):
+        shutil.copyfile(source / name, target / name)
+    frame = pd.read_csv(source / "runs.csv")
+    facts: dict[str, Any] = {"study": study, "scale": SCALE, "runs": len(frame)}
+    for fact, column in (("data", "data_title"), ("model", "model_title"), ("device", "device"), ("commit", "commit")):
+        facts[fact] = sorted(map(str, frame[column].dropna().unique()))
+    facts["date"] = date.fromtimestamp((source / "claims.json").stat().st_mtime).isoformat()
+    write_json(target / "facts.json", facts)
+
+
+def outputs(study: str) -> list[str]:
+    """The files of a study that are frozen: all but the HTML fragments of tables."""
+    record = load_study(study)
+    views = parse_views({"tables": record.tables, "figures": record.figures, "claims": record.claims}, study)
+    return [name for name in views.outputs() if not name.endswith(".html")]
+
+
+def show(text: str, frozen: Path = FROZEN) -> str:
+    """The README with what stands between its markers written anew from the frozen files."""
+
+    def block(match: re.Match[str]) -> str:
+        return match[1] + _block(frozen / match["study"], match["figures"].split()) + match[4]
+
+    return MARKED.sub(block, text)
+
+
+def _block(folder: Path, figures: list[str]) -> str:
+    if not folder.is_dir():
+        return "No laptop-scale results are frozen yet: `make freeze` puts figures and verdicts here.\n"
+    facts, claims = read_json(folder / "facts.json"), read_json(folder / "claims.json")
+    where = f"docs/frozen/{folder.name}"
+    made_from = "; ".join(", ".join(facts[key]) for key in ("model", "data", "device"))
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in claims["counts"].items() if number)
+    images = "\n".join(f'<img src="{where}/{name}.png" width="49%" alt="{_title(folder, name)}">' for name in figures)
+    rows = [entry for entry in claims["entries"] if entry["claim"]]
+    table = "\n".join(f"| {_cell(_row(entry))} |" for entry in rows)
+    return (
+        f"{images}\n\n"
+        f"Laptop scale, {facts['date']}, commit {', '.join(facts['commit'])}: {facts['runs']} runs "
+        f"({made_from}). [All tables and figures]({where}).\n\n"
+        f"Of {len(claims['entries'])} published numbers and sentences: {counts}.\n\n"
+        f"<details><summary>The {len(rows)} sentences, one by one</summary>\n\n"
+        f"| id | the document says | verdict | because |\n|---|---|---|---|\n{table}\n\n</details>\n"
+    )
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    shortened = textwrap.shorten(entry["cause"], EVIDENCE_CHARACTERS, placeholder=" …")
+    return [entry["id"], str(entry["published"]), f"**{entry['verdict']}**", shortened]
+
+
+def _cell(values: list[str]) -> str:
+    return " | ".join(value.replace("|", "\\|") for value in values)
+
+
+def _title(folder: Path, figure: str) -> str:
+    title: str = load_study(folder.name).figures[figure]["title"]
+    return title
+
+
+def main() -> int:
+    """Freezes every study and writes the README."""
+    try:
+        for study in studies():
+            freeze(study, RESULTS, FROZEN)
+            print(f"{study}: frozen in docs/frozen/{study}")
+    except LowrankError as error:
+        print(f"freeze: {error}", file=sys.stderr)
+        return error.exit_code
+    write_text(README, show(README.read_text(encoding="utf-8")))
+    print("README.md shows it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
