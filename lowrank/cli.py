@@ -117,6 +117,14 @@ def index() -> None:
 
 
 @app.command()
+def partial() -> None:
+    """Build tables and pages from the runs that exist; what is missing is shown as missing."""
+    from lowrank import jobs
+
+    jobs.partial(planning.load_plan())
+
+
+@app.command()
 def rerun(runs: Annotated[list[str], typer.Argument(help="run ids, as under results/runs")]) -> None:
     """Forget runs, so that the workflow trains them again."""
     from lowrank.run_folder import RUNS, forget

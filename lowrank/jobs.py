@@ -116,6 +116,14 @@ def index(plan: dict[str, Any]) -> None:
     render_index(list(plan["studies"]), STUDIES, REPORTS / "index.html", plan["scale"])
 
 
+def partial(plan: dict[str, Any]) -> None:
+    """Builds the whole report from what exists."""
+    for study in plan["studies"]:
+        tables(plan, study)
+        page(plan, study)
+    index(plan)
+
+
 def _member(plan: dict[str, Any], run: str) -> Member:
     from lowrank.train.pack import Member
 

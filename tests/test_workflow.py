@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,8 +69,6 @@ class TestWhatIsTrainedAgain:
         assert len(after) == len(before) + 1
 
     def test_only_the_run_whose_folder_was_deleted(self, lab: Lab) -> None:
-        import shutil
-
         before = lab.runs()
         gone = sorted(before)[-1]
         shutil.rmtree(lab.folder / "results" / "runs" / gone)
@@ -119,6 +118,17 @@ class TestTargets:
         fresh = Lab.new(tmp_path / "fresh")
         said = fresh.snakemake("-n", "--config", f"scale={scale}", "--", "all")
         assert f"lowrank: scale {scale}, studies lr_ratio" in said
+
+
+def test_a_partial_report_names_what_is_missing(lab: Lab) -> None:
+    gone = sorted(lab.runs())[0]
+    shutil.rmtree(lab.folder / "results" / "runs" / gone)
+    lab.snakemake("--", "partial")
+    rows = (lab.folder / "results" / "studies" / "lr_ratio" / "runs.csv").read_text().splitlines()
+    (row,) = [line for line in rows if gone in line]
+    assert "missing" in row
+    assert "not trained" in row
+    assert (lab.folder / "reports" / "index.html").is_file()
 
 
 def test_snakemakes_own_report_holds_the_same(lab: Lab) -> None:

@@ -65,3 +65,12 @@ rule index:
         "front page"
     shell:
         "lowrank --log {log:q} index"
+
+
+rule partial:
+    log:
+        "logs/pages/partial.log",
+    message:
+        "the report, from the runs that exist"
+    shell:
+        "lowrank --log {log:q} partial"
