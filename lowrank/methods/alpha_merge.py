@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from lowrank.methods.adapted import adapted, add_to_weight
-from lowrank.methods.merging import base_weights, refuse_coded_base, require_lora, untie_targets
+from lowrank.methods.merging import base_weights, refuse_coded_base, refuse_other_optimizer, require_lora, untie_targets
 from lowrank.methods.part import Part
 from lowrank.spec import PartOptions
 from lowrank.strict import Float, PositiveInt
@@ -59,10 +59,12 @@ class AlphaMerge(Part):
         rule: Literal["as_published", "one_factor", "both_factors"] = "as_published"
 
     def check(self, chain: Any, model: nn.Module) -> None:
-        """Refuses a chain without lora in front and a coded base; warns of an adapter that will be dead."""
+        """Refuses a chain without lora in front, a coded base, and moments that it cannot scale; warns of an adapter
+        that will be dead."""
         require_lora(chain, self)
         if self.options.merge_every != "none":
             refuse_coded_base(chain, self)
+            refuse_other_optimizer(chain, self)
         if self.options.merge_fraction == 1 and self.options.rule != "one_factor":
             warnings.warn(
                 f"alpha_merge: merge_fraction 1 under rule {self.options.rule!r} sets A and B to zero at the first "

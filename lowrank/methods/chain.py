@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank.errors import ConfigError, IntegrityError
 from lowrank.methods.part import Part, make
+from lowrank.methods.rollback import undone_on_failure
 from lowrank.spec import PartOptions, TrainSpec
 
 
@@ -68,20 +69,20 @@ class Chain:
         """Checks every part, freezes the model, then attaches the parts in order.
 
         Raises:
-            ConfigError: already attached, or a part refuses.
+            ConfigError: already attached, or a part refuses; the model is then as it was.
         """
         held = attached_chain(model)
         if self.model is not None or (held is not None and not held.merged):
             raise ConfigError(f"chain {self.name}: the model has a chain attached already; merge it first")
         for part in self._with("check"):
             part.check(self, model)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for index, part in enumerate(self.parts):
-            if hasattr(part, "attach"):
-                part.attach(model, part_generator(seed, index))
-        if not any(p.requires_grad for p in model.parameters()):
-            raise ConfigError(f"chain {self.name}: nothing in {type(model).__name__} is left to train")
+        with undone_on_failure(model):
+            model.requires_grad_(False)
+            for index, part in enumerate(self.parts):
+                if hasattr(part, "attach"):
+                    part.attach(model, part_generator(seed, index))
+            if not any(p.requires_grad for p in model.parameters()):
+                raise ConfigError(f"chain {self.name}: nothing in {type(model).__name__} is left to train")
         self.model = model
         model._lowrank_chain = self  # type: ignore[assignment]
         return self

@@ -34,6 +34,20 @@ def refuse_coded_base(chain: Any, part: Part) -> None:
         )
 
 
+def refuse_other_optimizer(chain: Any, part: Part) -> None:
+    """Refuses an optimizer whose moments are not AdamW's: in a subspace, or in 8 bits.
+
+    Raises:
+        ConfigError: a part of the chain brings the optimizer.
+    """
+    for other in chain.parts:
+        if hasattr(other, "optimizer"):
+            raise ConfigError(
+                f"{part.name}: changes AdamW's moments when it merges, and {other.name} brings an optimizer that keeps "
+                f"them in a form of its own; allowed: the optimizer of a chain without {other.name}"
+            )
+
+
 def untie_targets(model: nn.Module, kind: str) -> None:
     """Gives each layer with an adapter of that kind its own weight, so that a merge changes this layer only."""
     for _, layer in adapted(model, kind):

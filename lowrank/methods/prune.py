@@ -88,9 +88,14 @@ class Prune(Part):
         self._masks: dict[str, Tensor] = {}
 
     def check(self, chain: Any, model: nn.Module) -> None:
-        """Refuses a chain that gives it no adapters."""
-        if not any(isinstance(part, AdapterPart) for part in chain.before(self)):
+        """Refuses a chain that gives it no adapters, or some that it would not see."""
+        adapters = [part for part in chain.parts if isinstance(part, AdapterPart)]
+        before = chain.before(self)
+        if not any(part in before for part in adapters):
             raise ConfigError(f"prune: no adapters before it in chain {chain.name}; allowed: behind lora, hira, lte")
+        for part in adapters:
+            if part not in before:
+                raise ConfigError(f"prune: {part.name} stands behind it; allowed: behind all adapters, which it prunes")
 
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         """Finds the factors and masks their gradients from then on; needs no randomness."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import adapted, add_to_weight, features
-from lowrank.methods.merging import base_weights, refuse_coded_base, require_lora, untie_targets
+from lowrank.methods.merging import base_weights, refuse_coded_base, refuse_other_optimizer, require_lora, untie_targets
 from lowrank.methods.part import Part
 from lowrank.spec import PartOptions, TrainSpec
 from lowrank.strict import Fraction, NonNegativeInt, PositiveInt
@@ -66,9 +66,11 @@ class ReLora(Part):
         self._generator = torch.Generator()
 
     def check(self, chain: Any, model: nn.Module) -> None:
-        """Refuses a chain without lora in front, and a coded base."""
+        """Refuses a chain without lora in front, a coded base, and moments that it cannot prune."""
         require_lora(chain, self)
         refuse_coded_base(chain, self)
+        if self.options.optimizer_state != "keep":
+            refuse_other_optimizer(chain, self)
         self._lora = chain["lora"]
 
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
