@@ -1,0 +1,203 @@
+"""What the documentation says is so: links, cards, parts, flags, and the README's results."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from lowrank import registry
+from lowrank.cards import card_names, data_card, model_card
+from lowrank.cli import app
+from lowrank.errors import ConfigError, IntegrityError
+from lowrank.methods.part import HOOKS
+from tests.doc_pages import OTHERS, PAGES, ROOT, anchors, blocks, inline, links, shown
+
+EXAMPLE_PART = "vera"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=shown)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{shown(page)} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{shown(page)} links to {link}: no such heading"
+
+
+def rows(page: str, section: str) -> list[list[str]]:
+    """The cells of the table under a heading, its head and rule left out."""
+    text = (ROOT / "docs" / page).read_text().split(f"# {section}\n", 1)[1]
+    table = re.search(r"^(\|.*\n)+", text, re.MULTILINE)
+    assert table
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()]
+
+
+def test_every_card_is_named_with_its_licence() -> None:
+    told = {row[0].strip("`"): row for row in rows("data.md", "Data and models")[2:]}
+    cards = [data_card(name) for name in card_names("data")] + [model_card(name) for name in card_names("models")]
+    assert sorted(told) == sorted(card.name for card in cards), "one row for each card"
+    for card in cards:
+        _, _, source, licence, _ = told[card.name]
+        assert licence == card.licence
+        said = getattr(card.source, "repository", None) or getattr(card.source, "package", None)
+        assert said is None or said in source or source == "the same wheel"
+
+
+def test_the_scales_of_cards_are_those_of_the_studies() -> None:
+    used: dict[str, set[str]] = {}
+    for path in (ROOT / "workflow" / "studies").glob("*.yaml"):
+        for scale, record in yaml.safe_load(path.read_text())["scales"].items():
+            for section in ("model", "data"):
+                used.setdefault(record["base"][section]["card"], set()).add(scale)
+    for row in rows("data.md", "Data and models")[2:]:
+        assert row[4] == (", ".join(sorted(used.get(row[0].strip("`"), ()))) or "no study yet"), row[0]
+
+
+def test_the_contracts_table_is_the_contract() -> None:
+    head, _, *table = rows("architecture.md", "The contract of a part")
+    assert sorted(row[0] for row in table) == sorted(registry.parts()), "one row for each part"
+    hooks = ["state_dict" if column == "state" else column for column in head[1:]]
+    page = " ".join(inline(ROOT / "docs" / "architecture.md"))
+    for hook in set(HOOKS) - {"load_state_dict", "stack"} - set(hooks):
+        assert hook in page, f"{hook} has no column and is not named on the page"
+    for name, *cells in table:
+        part = registry.part(name)
+        drawn = {hook for hook, cell in zip(hooks, cells, strict=True) if cell.startswith("x")}
+        assert drawn == {hook for hook in hooks if hasattr(part, hook)}, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=shown)
+def test_methods_that_are_named_exist(page: Path) -> None:
+    lists = [text[1:-1].split(", ") for text in inline(page) if re.fullmatch(r"\[[a-z0-9_]+(, [a-z0-9_]+)*\]", text)]
+    entries = re.findall(r"part: (\w+)", page.read_text())
+    for name in {*itertools.chain(*lists), *entries} - {EXAMPLE_PART}:
+        assert name in registry.parts(), f"{shown(page)} names {name}"
+
+
+def test_the_documents_flags_are_ours_with_their_defaults() -> None:
+    sweep: Any = typer.main.get_command(app).commands["sweep"]  # type: ignore[attr-defined]
+    ours = {flag: parameter for parameter in sweep.params for flag in parameter.opts}
+    table = rows("documents.md", "Flags")[2:]
+    for row in table:
+        flags = re.findall(r"--[\w-]+", " ".join(row[:1] + row[2:]))
+        assert flags
+        assert set(flags) <= set(ours)
+        if re.fullmatch(r"[\d.]+", row[1]):
+            assert ours[flags[0]].default == float(row[1]), row[0]
+    assert {flag for row in table for flag in re.findall(r"--[\w-]+", row[0] + row[2])} >= set(ours) - {
+        "--batch-size",
+        "--help",
+    }
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=shown)
+def test_commands_named_in_passing_exist(page: Path) -> None:
+    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for text in inline(page):
+        tool, *words = text.split()
+        if tool == "lowrank" and words:
+            assert words[0] in known, text
+        if tool == "make":
+            assert {word for word in words if "=" not in word} <= targets, text
+
+
+def load_freeze() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("freeze", ROOT / "docs" / "freeze.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestFreeze:
+    freeze = load_freeze()
+
+    def test_the_readme_shows_what_is_frozen(self) -> None:
+        text = (ROOT / "README.md").read_text()
+        assert self.freeze.MARKED.search(text), "the README has no markers"
+        assert self.freeze.show(text) == text, "run `make freeze`: the README's results are not those of docs/frozen"
+
+    @pytest.fixture
+    def results(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "results" / "lr_ratio"
+        folder.mkdir(parents=True)
+        for name in self.freeze.outputs("lr_ratio"):
+            (folder / name).write_text(name)
+        head = "arm,run,data_title,model_title,device,commit\n"
+        (folder / "runs.csv").write_text(f"{head}full,a,Topics,MiniLM,cpu,abc\nlora,b,Topics,MiniLM,cpu,abc\n")
+        self.write_claims(folder, scale="laptop", runs={"planned": 2, "ok": 2})
+        return folder.parent
+
+    def write_claims(self, folder: Path, **record: Any) -> None:
+        numbers = {"id": "n", "claim": None, "published": 1.0, "verdict": "not comparable", "cause": ""}
+        sentence = {"id": "C1", "claim": "C1", "published": "A | B", "verdict": "reproduced", "cause": "long " * 60}
+        counts = {"reproduced": 1, "differs": 0, "not comparable": 1}
+        entries = {"counts": counts, "entries": [numbers, sentence]}
+        (folder / "claims.json").write_text(json.dumps({"study": "lr_ratio", **entries, **record}))
+
+    def test_laptop_results_are_copied_and_shown(self, results: Path, tmp_path: Path) -> None:
+        frozen = tmp_path / "frozen"
+        (frozen / "lr_ratio").mkdir(parents=True)
+        (frozen / "lr_ratio" / "gone.csv").write_text("of an older study")
+        self.freeze.freeze("lr_ratio", results, frozen)
+        copied = {path.name for path in (frozen / "lr_ratio").iterdir()}
+        assert {"fig1.csv", "fig1.svg", "fig1.png", "fig3_ratio.png", "claims.json", "facts.json"} <= copied
+        assert not copied & {"gone.csv", "fig1.html"}
+        facts = json.loads((frozen / "lr_ratio" / "facts.json").read_text())
+        assert {key: facts[key] for key in ("scale", "runs", "commit")} == {
+            "scale": "laptop",
+            "runs": 2,
+            "commit": ["abc"],
+        }
+        page = "before\n<!-- frozen:lr_ratio fig1 -->\nold\n<!-- /frozen -->\nafter\n"
+        written = self.freeze.show(page, frozen)
+        assert written.startswith("before\n")
+        assert written.endswith("<!-- /frozen -->\nafter\n")
+        assert "old" not in written
+        assert 'src="docs/frozen/lr_ratio/fig1.png"' in written
+        assert "Of 2 published numbers and sentences: 1 reproduced, 1 not comparable." in written
+        (row,) = [line for line in written.splitlines() if line.startswith("| C1 ")]
+        assert row.startswith("| C1 | A \\| B | **reproduced** | long ")
+        assert row.endswith("… |")
+        assert self.freeze.show(written, frozen) == written
+
+    @pytest.mark.parametrize(
+        ("record", "message"),
+        [
+            ({"scale": "smoke", "runs": {"planned": 2, "ok": 2}}, "results of scale 'smoke'; allowed: laptop"),
+            ({"scale": "laptop", "runs": {"planned": 3, "ok": 2, "missing": 1}}, "1 of 3 runs are missing"),
+        ],
+    )
+    def test_other_results_are_refused(self, results: Path, tmp_path: Path, record: Any, message: str) -> None:
+        self.write_claims(results / "lr_ratio", **record)
+        with pytest.raises(ConfigError, match=message):
+            self.freeze.freeze("lr_ratio", results, tmp_path / "frozen")
+        assert not (tmp_path / "frozen").exists()
+
+    def test_a_study_without_results_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(IntegrityError, match="no such file"):
+            self.freeze.freeze("lr_ratio", tmp_path, tmp_path / "frozen")
+
+
+def test_pages_stand_alone() -> None:
+    texts = {page: page.read_text() for page in [*PAGES, *OTHERS]}
+    foreign = re.compile(r"/work/|/tmp/|/home/|/root/")
+    assert not [shown(page) for page, text in texts.items() if foreign.search(text)]
+
+
+def test_the_readmes_first_screen_has_both_commands() -> None:
+    top = "\n".join((ROOT / "README.md").read_text().splitlines()[:24])
+    assert re.search(r"^make +#", top, re.MULTILINE)
+    assert re.search(r"^make test +#", top, re.MULTILINE)
+    assert blocks(ROOT / "README.md", "bash")[0] in top
