@@ -34,6 +34,14 @@ def code_digest(entries: Iterable[str]) -> str:
     return sha.hexdigest()[:12]
 
 
+def files_digest(paths: Iterable[Path]) -> str:
+    """12 hex digits over the bytes of files that code reads: studies, templates, notebooks."""
+    sha = hashlib.sha256()
+    for path in sorted(paths):
+        sha.update(path.name.encode() + b"\n" + path.read_bytes())
+    return sha.hexdigest()[:12]
+
+
 def train_digest(spec: RunSpec) -> str:
     """The code that a training run can reach: the trainer and the parts of its chain."""
     return code_digest(["lowrank.train.pack", *(registry.part(options.part).__module__ for options in spec.chain)])

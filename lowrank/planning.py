@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prepared_id, run_pins, run_spec
-from lowrank.digest import code_digest, evaluate_digest, train_digest
-from lowrank.files import canonical_json
+from lowrank.digest import code_digest, evaluate_digest, files_digest, train_digest
+from lowrank.files import REPOSITORY, canonical_json
 from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
 from lowrank.spec import HASH_DIGITS, DataSpec, EvalSpec, RunSpec, eval_id, run_id
-from lowrank.study import load_study, points
+from lowrank.study import STUDIES, load_study, points
 
 PLAN_PARTS = ("scale", "studies", "runs", "packs", "data", "cards", "evaluations")
 
@@ -57,8 +58,8 @@ class Planner:
             "runs": table,
             "outputs": views.outputs(),
             "minutes": scale.minutes,
-            "code": code_digest(["lowrank.report.build", "lowrank.collect"]),
-            "page_code": code_digest(["lowrank.report.page"]),
+            "code": [code_digest(["lowrank.report.build", "lowrank.collect"]), files_digest(_views(name))],
+            "page_code": [code_digest(["lowrank.report.page", "lowrank.report.show"]), files_digest(_pages())],
         }
 
     def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
@@ -76,7 +77,12 @@ class Planner:
                 "evaluate_code": evaluate_digest(spec),
                 "data": self._add_data(spec.data, model, data),
                 "cards": [self._add_card(model), self._add_card(data)],
-                "titles": {"model_title": model.title, "data_title": data.title},
+                "shown": {
+                    "model_title": model.title,
+                    "data_title": data.title,
+                    "epochs": spec.train.epochs,
+                    "batch_size": spec.train.batch_size,
+                },
                 "keep_weights": False,
                 "steps": spec.train.steps or (spec.train.epochs or 0) * _steps_per_epoch(spec),
                 "owners": [],
@@ -167,6 +173,19 @@ def make_plan(scale: str, names: list[str]) -> dict[str, Any]:
     for name in names:
         planner.add_study(name)
     return planner.plan()
+
+
+def _views(study: str) -> list[Path]:
+    """What says which tables, figures and claims a study has."""
+    reported = REPOSITORY / "resources" / "reported" / f"{study}.yaml"
+    return [path for path in (STUDIES / f"{study}.yaml", reported) if path.is_file()]
+
+
+def _pages() -> list[Path]:
+    """What a page is made of besides code."""
+    templates = REPOSITORY / "lowrank" / "report"
+    notebooks = REPOSITORY / "workflow" / "notebooks"
+    return [*templates.glob("*.html"), *templates.glob("*.css"), *notebooks.glob("*.ipynb")]
 
 
 def _steps_per_epoch(spec: RunSpec) -> int:

@@ -60,7 +60,11 @@ rule index:
         "logs/pages/index.log",
     params:
         scale=SCALE,
-        code=[entry["page_code"] for entry in PLAN["studies"].values()],
+        code=[
+            digest
+            for entry in PLAN["studies"].values()
+            for digest in entry["page_code"]
+        ],
     message:
         "front page"
     shell:
