@@ -43,7 +43,7 @@ def _row(plan: dict[str, Any], study: str, point: dict[str, Any], runs: Path) ->
         "status": "missing",
         "cause": "",
         **{axis: value for axis, value in point.items() if axis not in ("arm", "run")},
-        **entry["titles"],
+        **entry["shown"],
     }
     try:
         manifest = read_json(runs / run / MANIFEST)
@@ -60,5 +60,7 @@ def _row(plan: dict[str, Any], study: str, point: dict[str, Any], runs: Path) ->
             if row["status"] == "ok":
                 row |= {"status": "failed", "cause": f"not scored: {error}"}
             continue
+        if record["status"] != "ok" and row["status"] == "ok":
+            row |= {"status": record["status"], "cause": record["cause"] or ""}
         row |= {f"{label}_{score}": record["metrics"].get(score) for score in SCORES}
     return row
