@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -14,12 +16,15 @@ from typing import Any
 
 import yaml
 
-from lowrank.errors import ConfigError, IntegrityError
+from lowrank.errors import ConfigError, IntegrityError, LowrankError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 """Where the committed cards, studies and published numbers lie; outputs go below the current folder."""
 
 MANIFEST = "manifest.json"
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+"""What a disk or its rights refuse; anything else that goes wrong inside a block is not about its path."""
 
 
 def sha256_file(path: Path) -> str:
@@ -62,8 +67,29 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says in one sentence that `path` cannot be written: a full disk, a folder that is read only."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise LowrankError(f"{path}: cannot be written: {error.strerror}; what was there before is intact") from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes its place, fsynced, when the block ends well."""
+    """Yields a temporary path beside `path` that takes its place, fsynced, when the block ends well.
+
+    Raises:
+        LowrankError: the disk is full, or its rights refuse.
+    """
+    with _writing(path), _replacing(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -94,7 +120,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path` that takes its place when the block ends well.
 
     Every file is fsynced before the rename, so a folder that has its name is whole.
+
+    Raises:
+        LowrankError: the disk is full, or its rights refuse.
     """
+    with _writing(path), _replacing_folder(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _replacing_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     os.chmod(temporary, 0o755)
@@ -115,6 +150,47 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def drop_leftovers(path: Path) -> None:
+    """Removes what processes that were killed left of `path`; only for who knows that nobody else writes it."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Holds `path` for this process alone while the block runs; a crash lets go of it.
+
+    The holder may remove the file or its folder: whoever comes next makes a new one.
+
+    Args:
+        path: the lock file.
+        busy: what to say where another process holds it.
+
+    Raises:
+        LowrankError: another process holds it.
+    """
+    while True:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = path.open("w")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LowrankError(busy) from None
+            if not _is_open_at(handle.fileno(), path):
+                continue  # its holder removed it between our opening and our locking
+            yield
+            return
+
+
+def _is_open_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _fsync(path: Path) -> None:
@@ -140,10 +216,12 @@ def check_seal(folder: Path) -> dict[str, Any]:
     """Re-hashes the files of a sealed folder and returns its manifest.
 
     Raises:
-        IntegrityError: no manifest, a file missing, or one whose bytes changed.
+        IntegrityError: no manifest or a damaged one, a file missing, or one whose bytes changed.
     """
-    manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    for name, expected in manifest.get("files", {}).items():
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise IntegrityError(f"{folder / MANIFEST}: names no files, so it is damaged")
+    for name, expected in manifest["files"].items():
         file = folder / name
         if not file.is_file():
             raise IntegrityError(f"{file}: named in {MANIFEST}, but not there")

@@ -5,6 +5,7 @@ Imports stand inside the functions: fetching must not pay for torch, nor trainin
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def fetch(card: str) -> None:
 
 def prepare(plan: dict[str, Any], name: str) -> None:
     """Prepares data of the plan."""
+    StopFlag(at_once=True).install()
     from lowrank.data.fetch import DOWNLOADS
     from lowrank.data.prepare import prepare as prepare_data
 
@@ -48,32 +50,40 @@ def prepare(plan: dict[str, Any], name: str) -> None:
 
 def train(plan: dict[str, Any], name: str, threads: int) -> None:
     """Trains a pack; scores it too where its weights are not kept."""
+    stop = StopFlag().install()  # before imports that take seconds
     from lowrank.evaluate.pack import score_in_training
     from lowrank.train.pack import Pack, train_pack
 
     entry = plan["packs"][name]
     prepared = PREPARED / entry["data"]
-    members = tuple(_member(plan, run) for run in entry["members"])
-    pack = Pack(name, members, prepared, keep_weights=entry["keep_weights"], threads=threads)
+    # Without weights nothing can be scored later, so it is done here.
+    scored_here = {} if entry["keep_weights"] else {ev: _evaluation(plan, ev) for ev in entry["evaluations"]}
+    pack = Pack(
+        name,
+        tuple(_member(plan, run) for run in entry["members"]),
+        prepared,
+        keep_weights=entry["keep_weights"],
+        scores=tuple(f"{EVALUATIONS}/{evaluation}.json" for evaluation in scored_here),
+        threads=threads,
+    )
 
     def after(member: Member, loop: Loop, folder: Path) -> None:
-        if entry["keep_weights"] or loop.state.diverged_at is not None:
-            return
-        for evaluation in entry["evaluations"]:
-            path = folder / EVALUATIONS / f"{evaluation}.json"
-            spec = _evaluation(plan, evaluation)
-            code = entry["evaluate_code"]
-            score_in_training(loop.model, loop.chain, prepared, member.spec, evaluation, spec, code, path)
+        poll = functools.partial(stop.check, f"{member.run} is trained; scoring it starts again")
+        code = entry["evaluate_code"]
+        score_in_training(
+            loop.model, loop.chain, prepared, member.spec, scored_here, code, folder, poll, loop.state.cause
+        )
 
     for run in entry["members"]:
         if (FORCED / run).exists():  # the mark goes at once, so that a retry goes on from its checkpoint
             forget(run)
             (FORCED / run).unlink()
-    train_pack(pack, StopFlag().install(), after)
+    train_pack(pack, stop, after)
 
 
 def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> None:
     """Scores the members of a pack."""
+    stop = StopFlag().install()
     from lowrank.evaluate.pack import evaluate_pack
 
     entry = plan["packs"][name]
@@ -83,7 +93,7 @@ def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> 
         _evaluation(plan, evaluation),
         entry["evaluate_code"],
         PREPARED / entry["data"],
-        StopFlag().install(),
+        stop,
         threads,
     )
 

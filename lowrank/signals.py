@@ -13,10 +13,15 @@ class StopFlag:
 
     A cluster sends one of them before it takes the machine away. The handler only sets the flag:
     the loop that polls it saves its state and raises `Preempted` at a point of its own choosing.
+
+    Args:
+        at_once: raise where the signal arrives instead, for work that has nothing to save and whose
+            files appear whole or not at all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: bool = False) -> None:
         self.received: str | None = None
+        self.at_once = at_once
 
     def install(self) -> StopFlag:
         """Starts listening; call it once, in the main thread."""
@@ -26,6 +31,8 @@ class StopFlag:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
+        if self.at_once:
+            raise Preempted(f"{self.received} received: nothing was written; the same command starts again")
 
     def __bool__(self) -> bool:
         return self.received is not None

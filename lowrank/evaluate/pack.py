@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,6 @@ def evaluate_pack(
     stop: StopFlag,
     threads: int = 1,
     folder: Path = RUNS,
-    force: bool = False,
 ) -> None:
     """Scores every run that has no valid score yet.
 
@@ -41,33 +43,32 @@ def evaluate_pack(
         spec: its protocol.
         code: digest of the code that scores.
         prepared: folder of the prepared data to score on.
-        stop: polled between runs.
+        stop: polled before each batch.
         threads: CPU threads.
         folder: where the runs lie.
-        force: score again what has been scored.
 
     Raises:
         IntegrityError: a run's weights are missing or damaged.
         Preempted: a signal arrived; the scores that were reached are kept.
     """
     torch.set_num_threads(threads)
+    poll = functools.partial(stop.check, f"runs that are scored stay so; {name} goes on with the next")
     for index, run in enumerate(runs, 1):
         path = folder / run / EVALUATIONS / f"{name}.json"
         manifest = check_seal(folder / run)
         weights = manifest["files"].get(WEIGHTS)
-        if not force and _valid(path, code, weights):
+        if _valid(path, code, weights):
             say(f"{index}/{len(runs)} {run}: scored before")
             continue
         if manifest["status"] != "ok":
-            write_json(path, _record(name, spec, code, weights, {"status": manifest["status"], "metrics": {}}))
-            continue
-        if weights is None:
+            result = _without_scores(manifest["status"], manifest["cause"])
+        elif weights is None:
             raise IntegrityError(f"{folder / run}: no {WEIGHTS} was kept; `lowrank rerun {run}` trains it again")
-        model, chain, batches, run_spec = restore(run, prepared, spec, folder)
-        result = _score(model, chain, batches, run_spec, spec)
+        else:
+            model, chain, batches, run_spec = restore(run, prepared, spec, folder)
+            result = _score(model, chain, batches, run_spec, spec, poll)
         write_json(path, _record(name, spec, code, weights, result))
         say(f"{index}/{len(runs)} {run}: {_summary(result)}")
-        stop.check(f"{index} of {len(runs)} runs are scored")
 
 
 def restore(
@@ -75,8 +76,9 @@ def restore(
 ) -> tuple[nn.Module, Chain, TaskBatches, RunSpec]:
     """The trained model of a run, its chain, and the split it is scored on."""
     run_spec = read_spec(run, folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = read_json(prepared / MANIFEST).get("labels") or []
-    model = load_model(run_spec.model, run_spec.task, len(labels), run_spec.seed)
+    model = load_model(run_spec.model, run_spec.task, len(labels), run_spec.seed).to(device)
     chain = Chain.build(run_spec.chain).attach(model, run_spec.seed)
     path = folder / run / WEIGHTS
     chain.load_changed(load_file(path), str(path))
@@ -85,27 +87,66 @@ def restore(
 
 
 def score_in_training(
-    model: nn.Module, chain: Chain, prepared: Path, run_spec: RunSpec, name: str, spec: EvalSpec, code: str, path: Path
+    model: nn.Module,
+    chain: Chain,
+    prepared: Path,
+    run_spec: RunSpec,
+    evaluations: dict[str, EvalSpec],
+    code: str,
+    folder: Path,
+    poll: Callable[[], None],
+    diverged: str | None,
 ) -> None:
-    """Scores a model whose weights are not kept, in the job that trained it; the record says so."""
-    batches = open_splits(prepared, spec.data or run_spec.data, run_spec.task)[spec.split]
-    result = _score(model, chain, batches, run_spec, spec)
-    write_json(path, _record(name, spec, code, None, {**result, "evaluated_in": "training"}))
+    """Scores a model whose weights are not kept, in the job that trained it; the records say so.
+
+    Args:
+        model: trained; it may be merged by this.
+        chain: attached to it.
+        prepared: folder of the prepared data.
+        run_spec: what was trained.
+        evaluations: id -> protocol.
+        code: digest of the code that scores.
+        folder: the run's; the records go to `eval/` in it.
+        poll: called before each batch; it raises where scoring must stop.
+        diverged: why there is nothing to score, or None.
+    """
+    # A merge cannot be taken back from every chain, so what is scored merged comes last.
+    for name, spec in sorted(evaluations.items(), key=lambda entry: entry[1].merged):
+        if diverged is None:
+            batches = open_splits(prepared, spec.data or run_spec.data, run_spec.task)[spec.split]
+            result = _score(model, chain, batches, run_spec, spec, poll)
+        else:
+            result = _without_scores("diverged", diverged)
+        record = _record(name, spec, code, None, {**result, "evaluated_in": "training"})
+        write_json(folder / EVALUATIONS / f"{name}.json", record)
 
 
-def _score(model: nn.Module, chain: Chain, batches: TaskBatches, run_spec: RunSpec, spec: EvalSpec) -> dict[str, Any]:
+def _score(
+    model: nn.Module,
+    chain: Chain,
+    batches: TaskBatches,
+    run_spec: RunSpec,
+    spec: EvalSpec,
+    poll: Callable[[], None],
+) -> dict[str, Any]:
     device = next(model.parameters()).device
-    if spec.merged:
+    if spec.merged and not chain.merged:
         chain.merge()
     with chain.eval_mode():
-        result = score(model, task(run_spec.task), batches, spec.batch_size, device)
-    return {"status": "ok", "metrics": _metrics(result), "items": _items(result)}
+        result = score(model, task(run_spec.task), batches, spec.batch_size, device, rows=spec.rows, poll=poll)
+    if not math.isfinite(result.loss):
+        return _without_scores("diverged", f"the loss on the {spec.split} split is not finite")
+    return {"status": "ok", "cause": None, "metrics": _metrics(result), "items": _items(result)}
 
 
-def _metrics(result: Score) -> dict[str, float]:
+def _without_scores(status: str, cause: str | None) -> dict[str, Any]:
+    return {"status": status, "cause": cause, "metrics": {}}
+
+
+def _metrics(result: Score) -> dict[str, float | None]:
     return {
         "loss": result.loss,
-        "perplexity": result.perplexity,
+        "perplexity": result.perplexity if math.isfinite(result.perplexity) else None,
         "accuracy": result.accuracy,
         "units": result.units,
     }
@@ -134,4 +175,6 @@ def _valid(path: Path, code: str, weights: str | None) -> bool:
 
 def _summary(result: dict[str, Any]) -> str:
     metrics = result["metrics"]
+    if not metrics:
+        return f"{result['status']}, {result['cause']}"
     return f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f} over {metrics['units']}"

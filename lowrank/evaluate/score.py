@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,16 @@ class Score:
 
 
 @torch.no_grad()
-def score(model: nn.Module, task: Task, batches: TaskBatches, batch_size: int, device: torch.device) -> Score:
+def score(
+    model: nn.Module,
+    task: Task,
+    batches: TaskBatches,
+    batch_size: int,
+    device: torch.device,
+    *,
+    rows: int | None = None,
+    poll: Callable[[], None] = lambda: None,
+) -> Score:
     """Scores every row of a split once.
 
     Rows are run in order of length, so that little padding is computed, and reported in row order.
@@ -48,18 +58,21 @@ def score(model: nn.Module, task: Task, batches: TaskBatches, batch_size: int, d
         batches: the split.
         batch_size: rows per forward pass; it changes memory, never the answer beyond rounding.
         device: where the model lies.
+        rows: only the first so many; None is all.
+        poll: called before each batch; it raises where scoring must stop.
     """
     order = batches.by_length()
-    losses: list[Tensor] = [torch.empty(0)] * batches.rows
-    correct: list[Tensor] = [torch.empty(0)] * batches.rows
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        (batch,) = batches.micro_batches(rows, len(rows))
+    order = order if rows is None else order[order < rows]
+    losses: list[Tensor] = [torch.empty(0)] * len(order)
+    correct: list[Tensor] = [torch.empty(0)] * len(order)
+    for chunk in order.split(batch_size):
+        poll()
+        (batch,) = batches.micro_batches(chunk, len(chunk))
         moved = {key: tensor.to(device) for key, tensor in batch.items()}
         batch_losses, batch_correct = task.losses(forward(model, moved), moved)
-        units = [task.units({key: tensor[i : i + 1] for key, tensor in batch.items()}) for i in range(len(rows))]
+        units = [task.units({key: tensor[i : i + 1] for key, tensor in batch.items()}) for i in range(len(chunk))]
         for row, row_losses, row_correct in zip(
-            rows.tolist(), batch_losses.cpu().split(units), batch_correct.cpu().split(units), strict=True
+            chunk.tolist(), batch_losses.cpu().split(units), batch_correct.cpu().split(units), strict=True
         ):
             losses[row], correct[row] = row_losses, row_correct
     all_losses, all_correct = torch.cat(losses), torch.cat(correct)

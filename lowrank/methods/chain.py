@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ class Chain:
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = list(parts)
         self.model: nn.Module | None = None
+        self.seed: int | None = None
+        """What `attach` was given."""
         self.merged = False
         names = [part.name for part in self.parts]
         for name in names:
@@ -65,6 +68,19 @@ class Chain:
             raise ConfigError(f"chain {self.name}: not attached to a model yet")
         return self.model
 
+    def check(self, model: nn.Module) -> None:
+        """Asks every part whether it can work on the model, which may lie on the meta device; changes nothing.
+
+        Raises:
+            ConfigError: a part refuses.
+        """
+        for part in self._with("check"):
+            part.check(self, model)
+
+    def batch_multiple(self) -> int:
+        """What every micro-batch is a multiple of, in examples."""
+        return math.lcm(*(part.batch_multiple() for part in self._with("batch_multiple")))
+
     def attach(self, model: nn.Module, seed: int = 0) -> Chain:
         """Checks every part, freezes the model, then attaches the parts in order.
 
@@ -74,8 +90,7 @@ class Chain:
         held = attached_chain(model)
         if self.model is not None or (held is not None and not held.merged):
             raise ConfigError(f"chain {self.name}: the model has a chain attached already; merge it first")
-        for part in self._with("check"):
-            part.check(self, model)
+        self.check(model)
         with undone_on_failure(model):
             model.requires_grad_(False)
             for index, part in enumerate(self.parts):
@@ -83,7 +98,7 @@ class Chain:
                     part.attach(model, part_generator(seed, index))
             if not any(p.requires_grad for p in model.parameters()):
                 raise ConfigError(f"chain {self.name}: nothing in {type(model).__name__} is left to train")
-        self.model = model
+        self.model, self.seed = model, seed
         model._lowrank_chain = self  # type: ignore[assignment]
         return self
 

@@ -72,6 +72,11 @@ class Lte(AdapterPart):
             untie(model, getattr(layer, "base", layer))
         super().attach(model, generator)
 
+    def batch_multiple(self) -> int:
+        """The heads share each batch in equal parts."""
+        heads: int = self.options.num_lora_heads
+        return heads
+
     def before_step(self, micro_batches: Sequence[Mapping[str, Tensor]], step: int) -> None:
         """Refuses a batch that the heads cannot share.
 

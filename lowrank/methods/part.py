@@ -7,6 +7,7 @@ part does not define is not called: the base class defines none, so nothing has 
 | hook | when | what it does |
 |---|---|---|
 | `check(chain, model)` | before anything is changed | refuses what cannot work, with a sentence |
+| `batch_multiple()` | before anything is changed | what every batch is a multiple of, in examples |
 | `attach(model, generator)` | once, in chain order | replaces or wraps targets; unfreezes what trains |
 | `optimizer(named, train)` | once | builds the optimizer; at most one owner in a chain |
 | `schedule(train, total_steps)` | once | returns step -> factor of lr; at most one owner |
@@ -69,6 +70,7 @@ class Part:
 
 HOOKS = (
     "check",
+    "batch_multiple",
     "attach",
     "optimizer",
     "schedule",

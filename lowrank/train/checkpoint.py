@@ -6,11 +6,15 @@ each file, is written last. The newest one whose hashes hold wins. Only safetens
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,12 +36,15 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any]) 
         step: optimizer steps done.
         state: a tree of dicts, lists, tensors and JSON values.
         facts: what must be the same when it is loaded (run, code digest, torch version).
+
+    Raises:
+        LowrankError: it cannot be written; the checkpoints before it are intact.
     """
     path = folder / f"step-{step:08d}"
     with replacing_folder(path) as temporary:
         tensors: dict[str, Tensor] = {}
         write_json(temporary / VALUES, _flatten(state, "", tensors))
-        save_file(tensors, temporary / TENSORS)
+        write_tensors(temporary / TENSORS, tensors)
         seal(temporary, {**facts, "step": step})
     for old in _folders(folder)[KEPT:]:
         shutil.rmtree(old)
@@ -55,7 +62,7 @@ def load_newest(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
             manifest = check_seal(path)
             values = read_json(path / VALUES)
             tensors = load_file(path / TENSORS)
-        except (IntegrityError, OSError, ValueError) as error:
+        except (IntegrityError, OSError, SafetensorError) as error:
             say(f"checkpoint passed over: {error}")
             continue
         other = {key: manifest.get(key) for key, value in facts.items() if manifest.get(key) != value}
@@ -72,10 +79,32 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors as safetensors, each whole: those that share their memory are written apart.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if address in seen else plain  # bitsandbytes' states share their code tables
+        seen.add(address)
+    try:
+        save_file(apart, path)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """JSON with a reference in place of each tensor; dicts as pairs, so that integer keys survive."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().contiguous().cpu().clone()
+        tensors[path] = value
         return {"tensor": path}
     if isinstance(value, dict):
         return {"dict": [[key, _flatten(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
@@ -92,6 +121,25 @@ def _unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [_unflatten(item, tensors) for item in value]
     return value
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Puts an optimizer's state back bit for bit.
+
+    torch casts a state to the dtype of its parameter, which would round float32 states of bfloat16
+    parameters; such a state is put back as it was saved.
+
+    Args:
+        optimizer: over the same parameters, in the same order.
+        saved: its `state_dict()`.
+    """
+    optimizer.load_state_dict(dict(saved))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in saved["state"].items():
+        state = optimizer.state[parameters[index]]
+        for key, value in values.items():
+            if isinstance(value, Tensor) and state[key].dtype != value.dtype:
+                state[key] = value.to(state[key].device)
 
 
 def rng_state() -> dict[str, Tensor]:

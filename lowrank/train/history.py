@@ -1,12 +1,12 @@
-"""The course of a run on disk: a table, and TensorBoard event files."""
+"""The course of a run as a table."""
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 from typing import Any
 
 COLUMNS = ("step", "epoch", "lr", "train_loss", "val_loss", "val_accuracy")
-SCALARS = ("lr", "train_loss", "val_loss", "val_accuracy")
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
@@ -14,10 +14,21 @@ def write_history(path: Path, history: list[dict[str, Any]]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    kinds = {"step": pyarrow.int64()}
-    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in COLUMNS])
-    columns = {name: [row.get(name) for row in history] for name in COLUMNS}
-    pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), path)
+    columns = [_column([row.get(name) for row in history], whole=name == "step") for name in COLUMNS]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=list(COLUMNS)), path)
+
+
+def _column(values: list[Any], whole: bool) -> Any:
+    """An Arrow array from its buffers; pyarrow.array would import pandas, only to ask whether this is a Series."""
+    import pyarrow
+
+    valid = bytearray(-(-len(values) // 8))
+    for index, value in enumerate(values):
+        valid[index // 8] |= (value is not None) << index % 8
+    kind, letter = (pyarrow.int64(), "q") if whole else (pyarrow.float64(), "d")
+    data = array(letter, [0 if value is None else value for value in values])
+    buffers = [pyarrow.py_buffer(bytes(valid)), pyarrow.py_buffer(data)]
+    return pyarrow.Array.from_buffers(kind, len(values), buffers)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -26,16 +37,3 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     return rows
-
-
-def write_events(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Writes the history as TensorBoard scalars, under the columns' own names."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-    writer = EventFileWriter(str(folder))
-    for row in history:
-        values = [Summary.Value(tag=name, simple_value=row[name]) for name in SCALARS if row.get(name) is not None]
-        writer.add_event(Event(step=row["step"], summary=Summary(value=values)))
-    writer.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ from lowrank.console import progress
 from lowrank.data.loader import TaskBatches
 from lowrank.evaluate.score import score
 from lowrank.methods.chain import Chain
+from lowrank.signals import StopFlag
 from lowrank.spec import TrainSpec
 from lowrank.tasks import Task, forward
-from lowrank.train.checkpoint import rng_state, set_rng_state
+from lowrank.train.batching import check_batches
+from lowrank.train.checkpoint import load_optimizer, rng_state, set_rng_state
 from lowrank.train.schedules import schedule
 
 FINITE_CHECK_EVERY = 20
@@ -36,10 +39,15 @@ class State:
     """Training only: evaluation and checkpoints are not counted."""
     tokens: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One row per step: step, epoch, lr, train_loss, and val_loss, val_accuracy where they were taken."""
+    """One row per step: step, epoch, lr, train_loss; val_loss and val_accuracy where they were taken."""
     best_val_loss: float | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     diverged_at: int | None = None
+
+    @property
+    def cause(self) -> str | None:
+        """Why the run ended early, or None."""
+        return None if self.diverged_at is None else f"the loss was not finite at step {self.diverged_at}"
 
 
 class Loop:
@@ -54,6 +62,9 @@ class Loop:
         validation: the validation split.
         seed: decides the order of the data and every draw in training.
         device: where the model lies.
+
+    Raises:
+        ConfigError: the chain cannot share out the batches.
     """
 
     def __init__(
@@ -73,44 +84,55 @@ class Loop:
         self.total_steps = train.steps if train.steps is not None else (train.epochs or 0) * self.steps_per_epoch
         self.eval_every = self.steps_per_epoch if train.eval_every == "epoch" else train.eval_every
         self.state = State()
+        self.pending: list[Tensor] = []  # losses still on the device, of the last steps of the history
+        check_batches(chain, train, batches.rows)
         self.trainable = list(chain.trainable().values())
         self.optimizer = chain.optimizer(train)
         self.factor = chain.schedule(train, self.total_steps) or schedule(train, self.total_steps)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         torch.manual_seed(seed)
 
-    def run(self, after_step: Callable[[Loop], None], label: str) -> State:
+    def run(self, keep: Callable[[Loop], None], label: str, stop: StopFlag | None = None) -> State:
         """Trains from where `state` stands to the end, or to divergence.
 
         Args:
-            after_step: called after each step; it saves, and raises where the run must stop.
-            label: names the run in the progress bar.
+            keep: called after each step, to save now and then.
+            label: names the run in the progress bar and in messages.
+            stop: polled after each step and inside evaluations; None where no signal is listened for.
+
+        Raises:
+            Preempted: a signal arrived; `state_dict` says where the run stands.
         """
+        stop = StopFlag() if stop is None else stop
         if self.total_steps == 0:
             self.state.history.append({"step": 0, "epoch": 0.0})
-            self.evaluate()
-            return self.state
+        self.evaluate_if_due(stop, label)  # an evaluation that was cut short, or the untouched base
         self.model.train()
-        pending: list[Tensor] = []  # losses still on the device, in step order
         first = self.state.step
         for step in progress(range(first, self.total_steps), total=self.total_steps, start=first, label=label):
-            began = time.perf_counter()
-            pending.append(self.one_step(step))
-            self.state.step = step + 1
-            epoch = self.state.step / self.steps_per_epoch
-            lr = self.train.lr * self.factor(step)
-            self.state.history.append({"step": self.state.step, "epoch": epoch, "lr": lr})
-            evaluates = self.state.step == self.total_steps or self.state.step % self.eval_every == 0
-            if evaluates or self.state.step % FINITE_CHECK_EVERY == 0:
-                self.settle(pending)
-            self.state.seconds += time.perf_counter() - began
-            if evaluates and not self.diverged:
-                self.evaluate()
             if self.diverged:
                 break
-            after_step(self)
-        self.settle(pending)
+            self.take_step(step)
+            self.evaluate_if_due(stop, label)
+            keep(self)
+            self.poll(stop, label)
+        self.settle()
         return self.state
+
+    def poll(self, stop: StopFlag, label: str) -> None:
+        """Raises `Preempted` if a signal has arrived."""
+        stop.check(f"{label} is saved at step {self.state.step} of {self.total_steps}")
+
+    def take_step(self, step: int) -> None:
+        """One optimizer step and its row in the history."""
+        began = time.perf_counter()
+        self.pending.append(self.one_step(step))
+        self.state.step = step + 1
+        row = {"step": step + 1, "epoch": (step + 1) / self.steps_per_epoch, "lr": self.train.lr * self.factor(step)}
+        self.state.history.append(row)
+        if self.evaluation_is_due or self.state.step % FINITE_CHECK_EVERY == 0:
+            self.settle()
+        self.state.seconds += time.perf_counter() - began
 
     def one_step(self, step: int) -> Tensor:
         """One optimizer step over the whole batch, in micro-batches; returns the mean loss (scalar tensor)."""
@@ -129,7 +151,7 @@ class Loop:
             loss.backward()
             total += loss.detach()
         penalty = self.chain.penalty()
-        if penalty is not None:
+        if penalty is not None and penalty.requires_grad:  # a part may have none at this step
             penalty.backward()
         if train.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.trainable, train.clip_norm)
@@ -158,20 +180,33 @@ class Loop:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def settle(self, pending: list[Tensor]) -> None:
-        """Writes the losses of the last steps into the history and notices divergence."""
-        rows = self.state.history[len(self.state.history) - len(pending) :]
-        for row, loss in zip(rows, pending, strict=True):
+    def settle(self) -> None:
+        """Writes the losses of the last steps into the history; what follows a loss that is not finite is dropped."""
+        history = self.state.history
+        first = len(history) - len(self.pending)
+        for index, loss in enumerate(self.pending, first):
             value = loss.item()
-            row["train_loss"] = value if math.isfinite(value) else None
-            if not math.isfinite(value) and self.state.diverged_at is None:
-                self.state.diverged_at = row["step"]
-        pending.clear()
+            if not math.isfinite(value):
+                history[index]["train_loss"] = None
+                self.state.diverged_at = self.state.step = history[index]["step"]
+                del history[index + 1 :]
+                break
+            history[index]["train_loss"] = value
+        self.pending.clear()
 
-    def evaluate(self) -> None:
+    @property
+    def evaluation_is_due(self) -> bool:
+        """Whether the run stands at a step after which it is evaluated, and was not."""
+        at = self.state.step == self.total_steps or (self.state.step > 0 and self.state.step % self.eval_every == 0)
+        return at and "val_loss" not in self.state.history[-1]
+
+    def evaluate_if_due(self, stop: StopFlag, label: str) -> None:
         """Validation loss and accuracy into the history; keeps the best weights where the run is judged by them."""
+        if self.diverged or not self.evaluation_is_due:
+            return
         with self.chain.eval_mode() as model, self.autocast():
-            result = score(model, self.task, self.validation, EVAL_BATCH_SIZE, self.device)
+            poll = functools.partial(self.poll, stop, label)
+            result = score(model, self.task, self.validation, EVAL_BATCH_SIZE, self.device, poll=poll)
         row, loss = self.state.history[-1], result.loss
         if not math.isfinite(loss):
             self.state.diverged_at = self.state.step
@@ -184,6 +219,7 @@ class Loop:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how the run goes on."""
+        self.settle()
         return {
             "loop": vars(self.state),
             "model": self.chain.changed(),
@@ -196,6 +232,6 @@ class Loop:
         """Goes on from what `state_dict` gave, bit for bit."""
         self.chain.load_changed(saved["model"], "checkpoint")
         self.chain.load_state_dict(saved["parts"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        load_optimizer(self.optimizer, saved["optimizer"])
         self.state = State(**saved["loop"])
         set_rng_state(saved["rng"])

@@ -13,22 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lowrank.console import announce, say
 from lowrank.data.loader import TaskBatches, open_splits
-from lowrank.files import read_json, replacing_folder, seal, write_json
+from lowrank.errors import Preempted
+from lowrank.files import drop_leftovers, read_json, replacing_folder, seal, write_json
 from lowrank.measure import counts, trunk_weights, weight_norms
 from lowrank.methods.chain import Chain
 from lowrank.models.load import load_model
 from lowrank.provenance import provenance
-from lowrank.run_folder import HISTORY, RUNS, SPEC, WEIGHTS, WORK, finished
+from lowrank.run_folder import HISTORY, RUNS, SPEC, WEIGHTS, WORK, finished, holding
 from lowrank.signals import StopFlag
 from lowrank.spec import Pins, RunSpec, identity
 from lowrank.tasks import task
 from lowrank.train import checkpoint
-from lowrank.train.history import write_events, write_history
+from lowrank.train.events import write_events
+from lowrank.train.history import write_history
 from lowrank.train.loop import Loop, State
 
 CHECKPOINT_EVERY_S = 120.0
@@ -64,6 +65,7 @@ class Pack:
         members: in the order in which they are trained.
         prepared: folder of the prepared data.
         keep_weights: whether `weights.safetensors` is written.
+        scores: files that `after` writes into each run's folder.
         threads: CPU threads.
         runs: where finished runs appear.
         work: where unfinished ones lie.
@@ -73,75 +75,105 @@ class Pack:
     members: tuple[Member, ...]
     prepared: Path
     keep_weights: bool = True
+    scores: tuple[str, ...] = ()
     threads: int = 1
     runs: Path = RUNS
     work: Path = WORK
 
+    def is_finished(self, member: Member) -> bool:
+        """Whether a member is whole, trained by this code, and holds what this pack promises of it."""
+        needs = (*self.scores, *((WEIGHTS,) if self.keep_weights else ()))
+        return finished(member.run, member.code, needs, self.runs) is not None
+
 
 After = Callable[[Member, Loop, Path], None]
-"""Called with a trained member, its loop and its unsealed folder: for evaluation without kept weights."""
+"""Called with a trained member, its loop and its unsealed folder; the model may be changed: it is not used again."""
 
 
 def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
     """Trains every member that is not finished.
 
+    Args:
+        pack: the members.
+        stop: polled after each step, inside evaluations and between members.
+        after: scores a member whose weights are not kept.
+
     Raises:
         Preempted: a signal arrived; what was reached is saved.
+        LowrankError: another process trains a member, or a file cannot be written.
     """
     torch.set_num_threads(pack.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = pack.members[0].spec
-    splits = open_splits(pack.prepared, spec.data, spec.task)
+    splits: dict[str, TaskBatches] = {}
     for index, member in enumerate(pack.members, 1):
-        if finished(member.run, member.code, pack.runs) is not None:
-            say(f"{index}/{len(pack.members)} {member.run}: finished before")
+        place = f"{index}/{len(pack.members)} {member.run}"
+        stop.check(f"{index - 1} of {len(pack.members)} runs are finished")
+        if pack.is_finished(member):
+            say(f"{place}: finished before")
             continue
-        state = _train(pack, member, splits, device, stop, after)
-        announce(f"{index}/{len(pack.members)} {member.run}: {_summary(state)}")
+        with holding(member.run, pack.work):
+            if pack.is_finished(member):  # by the process that held it until now
+                continue
+            splits = splits or open_splits(pack.prepared, member.spec.data, member.spec.task)
+            loop = _train(pack, member, splits, stop, after)
+            shutil.rmtree(pack.work / member.run, ignore_errors=True)
+        announce(f"{place}: {_summary(loop.state)}")
 
 
-def _train(
-    pack: Pack,
-    member: Member,
-    splits: dict[str, TaskBatches],
-    device: torch.device,
-    stop: StopFlag,
-    after: After | None,
-) -> State:
-    spec, work = member.spec, pack.work / member.run
+def _train(pack: Pack, member: Member, splits: dict[str, TaskBatches], stop: StopFlag, after: After | None) -> Loop:
+    spec = member.spec
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = read_json(pack.prepared / "manifest.json").get("labels") or []
     model = load_model(spec.model, spec.task, len(labels), spec.seed).to(device)
     base = trunk_weights(model) if counts(model)["parameters"] <= NORMS_UP_TO_PARAMETERS else None
     chain = Chain.build(spec.chain).attach(model, spec.seed)
     loop = Loop(model, chain, task(spec.task), spec.train, splits["train"], splits["validation"], spec.seed, device)
+    _run(loop, pack, member, stop)
+    if loop.state.best_weights:
+        chain.load_changed(loop.state.best_weights)
+    _publish(pack, member, loop, base, after)
+    return loop
+
+
+def _run(loop: Loop, pack: Pack, member: Member, stop: StopFlag) -> None:
+    """Trains from the newest checkpoint to the end; saves now and then, and where it is asked to stop."""
+    folder = pack.work / member.run / "checkpoints"
     facts = {"run": member.run, "code": member.code, "torch": torch.__version__}
-    saved = checkpoint.load_newest(work / "checkpoints", facts)
+    saved = checkpoint.load_newest(folder, facts)
     if saved is not None:
         loop.load_state_dict(saved)
         say(f"{member.run}: goes on from step {loop.state.step}")
-    last_saved = [loop.state.seconds]
+    last_saved = loop.state.seconds
 
-    def after_step(loop: Loop) -> None:
-        if stop or loop.state.seconds - last_saved[0] >= CHECKPOINT_EVERY_S:
-            checkpoint.save(work / "checkpoints", loop.state.step, loop.state_dict(), facts)
-            last_saved[0] = loop.state.seconds
-        stop.check(f"{member.run} is saved at step {loop.state.step} of {loop.total_steps}")
+    def save(loop: Loop) -> None:
+        nonlocal last_saved
+        checkpoint.save(folder, loop.state.step, loop.state_dict(), facts)
+        last_saved = loop.state.seconds
 
-    state = loop.run(after_step, member.run)
-    if state.best_weights:
-        chain.load_changed(state.best_weights)
-    with replacing_folder(pack.runs / member.run) as folder:
-        write_json(folder / SPEC, {"run": member.run, **identity(spec, member.pins)})
-        write_history(folder / HISTORY, state.history)
-        write_events(folder / "tensorboard", state.history)
+    def keep(loop: Loop) -> None:
+        if loop.state.seconds - last_saved >= CHECKPOINT_EVERY_S:
+            save(loop)
+
+    try:
+        loop.run(keep, member.run, stop)
+    except Preempted:
+        save(loop)
+        raise
+
+
+def _publish(pack: Pack, member: Member, loop: Loop, base: dict[str, Tensor] | None, after: After | None) -> None:
+    """Writes the run's folder, which appears whole or not at all."""
+    target = pack.runs / member.run
+    drop_leftovers(target)
+    with replacing_folder(target) as folder:
+        write_json(folder / SPEC, {"run": member.run, **identity(member.spec, member.pins)})
+        write_history(folder / HISTORY, loop.state.history)
+        write_events(folder / "tensorboard", loop.state.history)
         if pack.keep_weights:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in chain.changed().items()}
-            save_file(tensors, folder / WEIGHTS)
+            checkpoint.write_tensors(folder / WEIGHTS, loop.chain.changed())
+        facts = _manifest(pack, member, loop, base)
         if after is not None:
             after(member, loop, folder)
-        seal(folder, _manifest(pack, member, loop, base))
-    shutil.rmtree(work, ignore_errors=True)
-    return state
+        seal(folder, facts)
 
 
 def _manifest(pack: Pack, member: Member, loop: Loop, base: dict[str, Tensor] | None) -> dict[str, Any]:
@@ -153,7 +185,7 @@ def _manifest(pack: Pack, member: Member, loop: Loop, base: dict[str, Tensor] | 
         "run": member.run,
         "pack": pack.name,
         "status": "diverged" if diverged else "ok",
-        "cause": f"the loss was not finite at step {state.diverged_at}" if diverged else None,
+        "cause": state.cause,
         "code": member.code,
         "metrics": {
             "steps": state.step,
