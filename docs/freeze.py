@@ -6,6 +6,7 @@ from `docs/frozen/` and compares.
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import sys
@@ -86,7 +87,9 @@ def _block(folder: Path, figures: list[str]) -> str:
     where = f"docs/frozen/{folder.name}"
     made_from = "; ".join(", ".join(facts[key]) for key in ("model", "data", "device"))
     counts = ", ".join(f"{number} {verdict}" for verdict, number in claims["counts"].items() if number)
-    images = "\n".join(f'<img src="{where}/{name}.png" width="49%" alt="{_title(folder, name)}">' for name in figures)
+    images = "\n".join(
+        f'<img src="{where}/{name}.png" width="49%" alt="{html.escape(_title(folder, name))}">' for name in figures
+    )
     rows = [entry for entry in claims["entries"] if entry["claim"]]
     table = "\n".join(f"| {_cell(_row(entry))} |" for entry in rows)
     return (
