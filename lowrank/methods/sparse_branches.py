@@ -27,6 +27,10 @@ class Now:
 
     plan: Plan | None = None
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Now:
+        # A plan belongs to a forward pass of the original, whose tensors it holds.
+        return Now()
+
     def for_layer(self, layer: AdaptedLinear) -> Plan | None:
         """The plan, where the layer is in training."""
         return self.plan if layer.training else None
