@@ -18,6 +18,7 @@ from lowrank import registry
 from lowrank.errors import ConfigError, IntegrityError
 from lowrank.files import check_seal, read_json, replacing_folder, seal, write_json
 from lowrank.methods.chain import Chain, attached_chain
+from lowrank.methods.rollback import undone_on_failure
 from lowrank.spec import PartOptions
 from lowrank.strict import parse, suggest
 
@@ -106,6 +107,8 @@ def save(model: nn.Module, folder: str | Path) -> Path:
 def load(model: nn.Module, folder: str | Path) -> Chain:
     """Attaches what `save` wrote to a fresh copy of the base, in place; training can go on from it.
 
+    Where that fails, the model is as it was.
+
     Returns:
         The chain.
 
@@ -125,9 +128,10 @@ def load(model: nn.Module, folder: str | Path) -> Chain:
         weights, tensors = load_file(path / WEIGHTS), load_file(path / STATE)
     except (OSError, SafetensorError) as error:
         raise IntegrityError(f"{path}: tensors cannot be read ({error})") from None
-    chain = attach(model, saved["chain"], seed=saved["seed"])
-    chain.load_changed(weights, str(path / WEIGHTS))
-    chain.load_state_dict({**saved["state"], **tensors})
+    with undone_on_failure(model):
+        chain = attach(model, saved["chain"], seed=saved["seed"])
+        chain.load_changed(weights, str(path / WEIGHTS))
+        chain.load_state_dict({**saved["state"], **tensors})
     return chain
 
 

@@ -138,6 +138,14 @@ def rerun(runs: Annotated[list[str], typer.Argument(help="run ids, as under resu
 
 
 @app.command()
+def methods() -> None:
+    """List the parts that methods are made of, with their options."""
+    from lowrank import catalogue
+
+    print(catalogue.text())
+
+
+@app.command()
 def sweep(
     lrs: Annotated[list[float] | None, typer.Option(help="learning rates; several may follow one --lrs")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 5,

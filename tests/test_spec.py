@@ -159,8 +159,8 @@ class TestRefusals:
         )
 
     def test_unknown_part(self):
-        assert refused(chain="lore").startswith(
-            "study.yaml: chain: unknown part 'lore'; did you mean 'lora'? (allowed:"
+        assert refused(chain="lorra").startswith(
+            "study.yaml: chain: unknown part 'lorra'; did you mean 'lora'? (allowed:"
         )
 
     def test_missing_key(self):

@@ -211,7 +211,7 @@ class Chain:
         """Puts saved tensors into the attached model.
 
         Raises:
-            IntegrityError: a tensor is missing, unknown or of another shape.
+            IntegrityError: a tensor is missing, unknown or of another shape; nothing was changed then.
         """
         current = self.changed()
         for name in sorted(set(current) ^ set(tensors)):
@@ -221,6 +221,7 @@ class Chain:
             if current[name].shape != tensor.shape:
                 shapes = f"{tuple(tensor.shape)}, the model has {tuple(current[name].shape)}"
                 raise IntegrityError(f"{where}: tensor {name!r} is {shapes}")
+        for name, tensor in tensors.items():
             current[name].copy_(tensor)
 
     def state_dict(self) -> dict[str, Any]:

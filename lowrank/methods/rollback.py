@@ -15,6 +15,7 @@ def undone_on_failure(model: nn.Module) -> Iterator[None]:
     Attaching replaces and adds; it does not write into the numbers of a weight, so references are enough.
     """
     tables = [(table, dict(table)) for module in model.modules() for table in _tables(module)]
+    tables.append((vars(model), dict(vars(model))))  # the chain that it knows
     trains = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
