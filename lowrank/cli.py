@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 # Before torch is imported: threads that wait must not burn the core that another job needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -143,6 +143,18 @@ def methods() -> None:
     from lowrank import catalogue
 
     print(catalogue.text())
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="run id, as under results/runs")],
+    to: Annotated[Literal["peft", "merged"], typer.Option(help="a PEFT adapter, or a plain model")],
+    out: Annotated[Path | None, typer.Option(help="the folder; results/exports/<run>/<form> when not given")] = None,
+) -> None:
+    """Write a run as others load it, and prove in a fresh process that it computes the same."""
+    from lowrank.export import export_run
+
+    export_run(run, to, out)
 
 
 @app.command()
