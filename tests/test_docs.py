@@ -190,12 +190,6 @@ class TestFreeze:
             self.freeze.freeze("lr_ratio", tmp_path, tmp_path / "frozen")
 
 
-def test_pages_stand_alone() -> None:
-    texts = {page: page.read_text() for page in [*PAGES, *OTHERS]}
-    foreign = re.compile(r"/work/|/tmp/|/home/|/root/")
-    assert not [shown(page) for page, text in texts.items() if foreign.search(text)]
-
-
 def test_the_readmes_first_screen_has_both_commands() -> None:
     top = "\n".join((ROOT / "README.md").read_text().splitlines()[:24])
     assert re.search(r"^make +#", top, re.MULTILINE)
