@@ -21,37 +21,36 @@ _PACKAGE = "lowrank.methods"
 def parts() -> dict[str, type[Part]]:
     """Every part by name, in alphabetical order."""
     package = importlib.import_module(_PACKAGE)
-    base = importlib.import_module(f"{_PACKAGE}.part").Part
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{_PACKAGE}.{module.name}")
     found: dict[str, type[Part]] = {}
-    pending = list(base.__subclasses__())
-    while pending:
-        part = pending.pop()
-        pending += part.__subclasses__()
-        if "name" not in vars(part):
-            continue  # a shared base, not a part of its own
-        if part.name in found and found[part.name] is not part:
-            raise ConfigError(f"two parts are called {part.name!r}: {found[part.name].__module__}, {part.__module__}")
-        found[part.name] = part
+    for module in pkgutil.iter_modules(package.__path__):
+        for name, part in _defined_in(f"{_PACKAGE}.{module.name}").items():
+            if name in found:
+                raise ConfigError(f"two parts are called {name!r}: {found[name].__module__}, {part.__module__}")
+            found[name] = part
     return dict(sorted(found.items()))
 
 
 def part(name: object) -> type[Part]:
-    """The part of that name.
+    """The part of that name. Only its own module is imported where that has the part's name.
 
     Raises:
         ConfigError: no such part; names the nearest one.
     """
     if isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(f"{_PACKAGE}.{name}"):
-        # A part stands in the module of its name, so a run imports its own parts and no others.
-        for found in vars(importlib.import_module(f"{_PACKAGE}.{name}")).values():
-            if isinstance(found, type) and vars(found).get("name") == name:
-                return cast("type[Part]", found)
+        found = _defined_in(f"{_PACKAGE}.{name}")
+        if name in found:
+            return found[name]
     known = parts()
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"unknown part {name!r}{suggest(name, known)}")
     return known[name]
+
+
+def _defined_in(module: str) -> dict[str, type[Part]]:
+    """The parts that a module defines; one it only imports, or a shared base without a name, is none of its own."""
+    classes = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, type)]
+    own = [cast("type[Part]", value) for value in classes if value.__module__ == module and hasattr(value, "Options")]
+    return {part.name: part for part in own if "name" in vars(part)}
 
 
 def parse_options(entry: Any) -> Any:
