@@ -57,7 +57,11 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
     entry = plan["packs"][name]
     prepared = PREPARED / entry["data"]
     # Without weights nothing can be scored later, so it is done here.
-    scored_here = {} if entry["keep_weights"] else {ev: _evaluation(plan, ev) for ev in entry["evaluations"]}
+    scored_here = {
+        name: (_evaluation(plan, name), PREPARED / data)
+        for name, data in entry["evaluations"].items()
+        if not entry["keep_weights"]
+    }
     pack = Pack(
         name,
         tuple(_member(plan, run) for run in entry["members"]),
@@ -70,9 +74,7 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
     def after(member: Member, loop: Loop, folder: Path) -> None:
         poll = functools.partial(stop.check, f"{member.run} is trained; scoring it starts again")
         code = entry["evaluate_code"]
-        score_in_training(
-            loop.model, loop.chain, prepared, member.spec, scored_here, code, folder, poll, loop.state.cause
-        )
+        score_in_training(loop.model, loop.chain, member.spec, scored_here, code, folder, poll, loop.state.cause)
 
     for run in entry["members"]:
         if (FORCED / run).exists():  # the mark goes at once, so that a retry goes on from its checkpoint
@@ -92,7 +94,7 @@ def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> 
         evaluation,
         _evaluation(plan, evaluation),
         entry["evaluate_code"],
-        PREPARED / entry["data"],
+        PREPARED / entry["evaluations"][evaluation],
         stop,
         threads,
     )

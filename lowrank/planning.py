@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prepared_id, run_pins, run_spec
 from lowrank.digest import code_digest, evaluate_digest, files_digest, train_digest
+from lowrank.errors import ConfigError
 from lowrank.files import REPOSITORY, canonical_json
 from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
 from lowrank.spec import HASH_DIGITS, DataSpec, EvalSpec, RunSpec, eval_id, run_id
 from lowrank.study import STUDIES, load_study, points
+from lowrank.train.checks import Checks
 
 PLAN_PARTS = ("scale", "studies", "runs", "packs", "data", "cards", "evaluations")
 
@@ -33,38 +36,53 @@ class Planner:
         self.data: dict[str, dict[str, Any]] = {}
         self.cards: dict[str, dict[str, Any]] = {}
         self.evaluations: dict[str, dict[str, Any]] = {}
+        # Hundreds of runs share a few cards and chains.
+        self._data_card, self._model_card = functools.cache(data_card), functools.cache(model_card)
+        self._checks = Checks()
+        self._digests: dict[str, dict[str, str]] = {}
 
     def plan(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
         return {name: getattr(self, name) for name in PLAN_PARTS}
 
     def add_study(self, name: str) -> None:
-        """Adds a study's runs, packs and evaluations, and what they need.
+        """Adds a study's runs and what they need.
 
         Raises:
             ConfigError: any fault in the study, its cards or specs.
         """
         study = load_study(name)
-        table = []
+        table: list[dict[str, Any]] = []
         for point in points(study, self.scale):
-            keep = study.arms[point.arm].keep_weights == "all"
-            table.append({"arm": point.arm, "run": self.add_run(point.spec, name, keep), **point.axes})
-        scale = study.scales[self.scale]
-        self.add_packs(name, study.pack, study.evaluations, scale.pack_size, scale.mem_mb)
+            where = f"study {name}: arm {point.arm}, {', '.join(f'{k} {v}' for k, v in point.axes.items())}"
+            try:
+                self._checks.check(point.spec, len(self._data_card(point.spec.data.card).labels))
+                run = self.add_run(point.spec, name, study.arms[point.arm].keep_weights == "all")
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from None
+            if any(row["run"] == run and row["arm"] == point.arm for row in table):
+                raise ConfigError(f"{where}: the arm has this run already, from another of its grids")
+            table.append({"arm": point.arm, "run": run, **point.axes})
         views = parse_views({"tables": study.tables, "figures": study.figures, "claims": study.claims}, name)
         self.studies[name] = {
             "title": study.title,
             "document": study.document,
             "runs": table,
             "outputs": views.outputs(),
-            "minutes": scale.minutes,
+            "minutes": study.scales[self.scale].minutes,
             "code": [code_digest(["lowrank.report.build", "lowrank.collect"]), files_digest(_views(name))],
             "page_code": [code_digest(["lowrank.report.page", "lowrank.report.show"]), files_digest(_pages())],
         }
 
+    def pack_study(self, name: str) -> None:
+        """Groups a study's runs into packs; to be called when all studies are added, since they share runs."""
+        study = load_study(name)
+        scale = study.scales[self.scale]
+        self.add_packs(name, study.pack, study.evaluations, scale.pack_size, scale.mem_mb)
+
     def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
         """Adds a run, and the runs that its base model comes from; returns its id."""
-        model, data = model_card(spec.model.card), data_card(spec.data.card)
+        model, data = self._model_card(spec.model.card), self._data_card(spec.data.card)
         if isinstance(model.source, TrainedSource):
             self._add_card(model, self.add_run(run_spec(model), owner, keep_weights=True))
         pins = run_pins(model, data)
@@ -73,8 +91,7 @@ class Planner:
             self.runs[run] = {
                 "spec": spec.dump(),
                 "pins": pins,
-                "code": train_digest(spec),
-                "evaluate_code": evaluate_digest(spec),
+                **self._code(spec),
                 "data": self._add_data(spec.data, model, data),
                 "cards": [self._add_card(model), self._add_card(data)],
                 "shown": {
@@ -92,6 +109,12 @@ class Planner:
         if owner not in entry["owners"]:
             entry["owners"].append(owner)
         return run
+
+    def _code(self, spec: RunSpec) -> dict[str, str]:
+        parts = ".".join(options.part for options in spec.chain)
+        if parts not in self._digests:
+            self._digests[parts] = {"code": train_digest(spec), "evaluate_code": evaluate_digest(spec)}
+        return self._digests[parts]
 
     def add_packs(
         self, owner: str, axes: Iterable[str], evaluations: Mapping[str, EvalSpec], size: int, mem_mb: int
@@ -115,14 +138,20 @@ class Planner:
             digest = hashlib.sha256(key.encode()).hexdigest()[:HASH_DIGITS]
             for index in range(0, len(runs), size):
                 self._add_pack(f"{digest}-{index // size}", runs[index : index + size], mem_mb)
-        names = [self._add_evaluation(label, spec) for label, spec in evaluations.items()]
         for pack in self.packs.values():
             if any(owner in self.runs[run]["owners"] for run in pack["members"]):
                 pack["owners"].append(owner)
-                pack["evaluations"] = sorted({*pack["evaluations"], *names})
+                model = self._model_card(self.runs[pack["members"][0]]["spec"]["model"]["card"])
+                for label, spec in evaluations.items():
+                    pack["evaluations"] |= self._add_evaluation(label, spec, model, pack["data"])
 
     def _add_pack(self, digest: str, members: list[str], mem_mb: int) -> None:
         first = self.runs[members[0]]
+        if not first["keep_weights"]:
+            # Scored in the training job, so the code that scores is part of what made the run.
+            code = hashlib.sha256(f"{first['code']} {first['evaluate_code']}".encode()).hexdigest()[:12]
+            for run in members:
+                self.runs[run]["code"] = code
         name = f"{'.'.join(entry['part'] for entry in first['spec']['chain'])}-{digest}"
         for run in members:
             self.runs[run]["pack"] = name
@@ -131,16 +160,18 @@ class Planner:
             "name": name,
             "members": members,
             **{key: first[key] for key in shared},
-            "evaluations": [],
+            "evaluations": {},
             "steps": sum(self.runs[run]["steps"] for run in members),
             "owners": [],
             "mem_mb": mem_mb,
         }
 
-    def _add_evaluation(self, label: str, spec: EvalSpec) -> str:
-        name = eval_id(spec, {})
+    def _add_evaluation(self, label: str, spec: EvalSpec, model: ModelCard, trained_on: str) -> dict[str, str]:
+        """Id of the evaluation -> id of the prepared data that it scores a pack on."""
+        data = None if spec.data is None else self._data_card(spec.data.card)
+        name = eval_id(spec, {} if data is None else {data.name: data.pin})
         self.evaluations[name] = {"label": label, "spec": spec.model_dump(mode="json", exclude_defaults=True)}
-        return name
+        return {name: trained_on if spec.data is None or data is None else self._add_data(spec.data, model, data)}
 
     def _add_data(self, spec: DataSpec, model: ModelCard, data: DataCard) -> str:
         name = prepared_id(spec, model, data)
@@ -172,6 +203,8 @@ def make_plan(scale: str, names: list[str]) -> dict[str, Any]:
     planner = Planner(scale)
     for name in names:
         planner.add_study(name)
+    for name in names:
+        planner.pack_study(name)
     return planner.plan()
 
 

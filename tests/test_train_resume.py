@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lowrank import registry
+from lowrank.compositions import CHAINS, least_chain, small
 from lowrank.errors import Preempted
 from lowrank.signals import StopFlag
 from lowrank.train import loop as loop_module
@@ -18,28 +19,16 @@ from lowrank.train.pack import train_pack
 from tests.tolerances import BIT_EXACT
 from tests.training_lab import history, manifest, pack_of, run_spec, weights
 
-CHAINS: dict[str, Any] = {
-    "full": "full",
-    "probe": "linear_probe",
+SPECIAL: dict[str, Any] = {
     "lora with dropout": [{"part": "lora", "dropout": 0.3, "head": "adapted"}],
-    "hira": "hira",
-    "mhlora": [{"part": "mhlora", "rank": 2}],
-    "galore": ["full", {"part": "galore", "rank": 4, "update_gap": 2}],
     "galore 8 bit": ["full", {"part": "galore", "rank": 4, "update_gap": 2, "optimizer": "adamw8bit"}],
-    "lte": [{"part": "lte", "num_lora_heads": 2, "rank": 2, "merge_every": 2}],
-    "lte+galore": [
-        {"part": "lte", "num_lora_heads": 2, "rank": 8, "merge_every": 2},
-        {"part": "galore", "rank": 4, "update_gap": 2},
-    ],
-    "relora": ["lora", {"part": "relora", "merge_every": 2}],
-    "alpha_merge": ["lora", {"part": "alpha_merge", "merge_every": 2}],
-    "velora": ["full", {"part": "velora", "num_groups": 4}],
-    "lora+velora": [{"part": "lora", "dropout": 0.3}, {"part": "velora", "num_groups": 4}],
-    "prune": ["lora", {"part": "prune", "schedule": "linear", "start": 1, "every": 2, "end": 5}],
-    "contextual_sparsity": ["lora", "contextual_sparsity"],
-    "qlora": ["nf4", {"part": "lora", "dropout": 0.1}],
+    "lora+velora with dropout": [{"part": "lora", "dropout": 0.3}, {"part": "velora", "num_groups": 4}],
+    "gradual pruning": ["lora", {"part": "prune", "schedule": "linear", "start": 1, "every": 2, "end": 5}],
     "paged 8 bit": ["full", {"part": "paged_adamw", "bits": 8}],
 }
+"""What has state that the defaults do not have."""
+
+NAMED = sorted({*map(least_chain, registry.parts()), *(tuple(chain.split("+")) for chain in CHAINS)})
 
 
 class StopAt(StopFlag):
@@ -77,16 +66,11 @@ def assert_same(run: str, other: Path = Path("second")) -> None:
     assert metrics[0] == metrics[1]
 
 
-def test_every_part_is_resumed_here() -> None:
-    named = {
-        entry if isinstance(entry, str) else entry["part"]
-        for chain in CHAINS.values()
-        for entry in ([chain] if isinstance(chain, str) else chain)
-    }
-    assert named == set(registry.parts())
-
-
-@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
+@pytest.mark.parametrize(
+    "chain",
+    [*SPECIAL.values(), *([small(part) for part in chain] for chain in NAMED)],
+    ids=[*SPECIAL.keys(), *("+".join(chain) for chain in NAMED)],
+)
 def test_a_resumed_run_is_bit_equal(chain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     spec = run_spec(chain, schedule="cosine", clip_norm=1.0, warmup_steps=1, data={"train_rows": 48})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,8 @@ def restore(
 def score_in_training(
     model: nn.Module,
     chain: Chain,
-    prepared: Path,
     run_spec: RunSpec,
-    evaluations: dict[str, EvalSpec],
+    evaluations: Mapping[str, tuple[EvalSpec, Path]],
     code: str,
     folder: Path,
     poll: Callable[[], None],
@@ -102,16 +101,15 @@ def score_in_training(
     Args:
         model: trained; it may be merged by this.
         chain: attached to it.
-        prepared: folder of the prepared data.
         run_spec: what was trained.
-        evaluations: id -> protocol.
+        evaluations: id -> protocol, folder of the prepared data to score on.
         code: digest of the code that scores.
         folder: the run's; the records go to `eval/` in it.
         poll: called before each batch; it raises where scoring must stop.
         diverged: why there is nothing to score, or None.
     """
     # A merge cannot be taken back from every chain, so what is scored merged comes last.
-    for name, spec in sorted(evaluations.items(), key=lambda entry: entry[1].merged):
+    for name, (spec, prepared) in sorted(evaluations.items(), key=lambda entry: entry[1][0].merged):
         if diverged is None:
             batches = open_splits(prepared, spec.data or run_spec.data, run_spec.task)[spec.split]
             result = _score(model, chain, batches, run_spec, spec, poll)

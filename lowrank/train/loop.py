@@ -20,8 +20,8 @@ from lowrank.methods.chain import Chain
 from lowrank.signals import StopFlag
 from lowrank.spec import TrainSpec
 from lowrank.tasks import Task, forward
-from lowrank.train.batching import check_batches
 from lowrank.train.checkpoint import load_optimizer, rng_state, set_rng_state
+from lowrank.train.checks import check_batches
 from lowrank.train.schedules import schedule
 
 FINITE_CHECK_EVERY = 20

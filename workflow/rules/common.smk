@@ -20,6 +20,14 @@ def trained(pack):
     return files
 
 
+def prepared_data(pack):
+    """The data that training a pack reads: that of its scores too, where they are taken there."""
+    names = {pack["data"]}
+    if not pack["keep_weights"]:
+        names |= set(pack["evaluations"].values())
+    return [f"resources/prepared/{name}/manifest.json" for name in sorted(names)]
+
+
 def rule_name(pack):
     return pack["name"].replace(".", "_").replace("-", "_")
 

@@ -9,7 +9,7 @@ for pack in PLAN["packs"].values():
         name:
             f"train_{rule_name(pack)}"
         input:
-            data=f"resources/prepared/{pack['data']}/manifest.json",
+            data=prepared_data(pack),
             cards=[
                 f"resources/downloads/{card}/manifest.json" for card in pack["cards"]
             ],
@@ -39,7 +39,7 @@ for pack in PLAN["packs"].values():
                 f"evaluate_{rule_name(pack)}_{evaluation.replace('-', '_')}"
             input:
                 run_files(pack),
-                data=f"resources/prepared/{pack['data']}/manifest.json",
+                data=f"resources/prepared/{pack['evaluations'][evaluation]}/manifest.json",
             output:
                 [update(file) for file in scores(pack, evaluation)],
             log:

@@ -1,10 +1,40 @@
-"""Whether a chain can share out the batches of a run, asked before the first one."""
+"""What can be refused before a run starts: a chain that cannot work on a model or share out its batches."""
 
 from __future__ import annotations
 
+import functools
+
 from lowrank.errors import ConfigError
+from lowrank.files import canonical_json
 from lowrank.methods.chain import Chain
-from lowrank.spec import TrainSpec
+from lowrank.models.load import skeleton
+from lowrank.spec import RunSpec, TrainSpec
+
+
+class Checks:
+    """Asks whether runs can work, without a single number of their models; the same question once."""
+
+    def __init__(self) -> None:
+        self._skeleton = functools.cache(skeleton)
+        self._asked: set[str] = set()
+
+    def check(self, spec: RunSpec, labels: int) -> None:
+        """Refuses a run that cannot work.
+
+        Args:
+            spec: the run.
+            labels: classes of its data.
+
+        Raises:
+            ConfigError: names the value, the layer or batch that it does not fit, and what is allowed.
+        """
+        chain = Chain.build(spec.chain)
+        check_batches(chain, spec.train, spec.data.train_rows)
+        plain = spec.dump()
+        question = canonical_json([spec.task, labels, plain["model"], plain["chain"]])
+        if question not in self._asked:
+            chain.check(self._skeleton(spec.model, spec.task, labels))
+            self._asked.add(question)
 
 
 def check_batches(chain: Chain, train: TrainSpec, rows: int | None) -> None:
