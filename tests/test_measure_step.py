@@ -43,6 +43,8 @@ EXACT = [
 
 # What a part needs on models of this size; every other option keeps its default.
 NEEDED: dict[str, dict[str, Any]] = {
+    # Its dense steps come first and cost most; those after depend on which tokens are dense.
+    "contextual_sparsity": {"dense_steps": 10},
     "galore": {"rank": 4},
     "hira": {"rank": 4},
     "prune": {"start": 1},
@@ -107,6 +109,12 @@ def test_prediction_is_the_measurement_for_every_part(part: str) -> None:
     assert options is not None
     batch = batch_for(family)
     hold_together(measured(family, options, batch), predict_step(FAMILIES[family], options, batch))
+
+
+def test_a_step_that_depends_on_values_is_not_predicted() -> None:
+    options = entries("lora", {"part": "contextual_sparsity", "dense_steps": 0})
+    with pytest.raises(ConfigError, match="its step depends on values .* which a prediction does not have; measure it"):
+        predict_step(FAMILIES["llama"], options, batch_for("llama", hidden=2))
 
 
 @pytest.mark.slow
