@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
 def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The fresh process's own function, here: a process of its own costs seconds, and two tests pay them."""
 
-    def check(folder: Path, probe: dict[str, torch.Tensor], base: Path | None) -> dict[str, Any]:
+    def check(folder: Path, probe: dict[str, torch.Tensor], base: Path | None, about: str) -> dict[str, Any]:
         save_file(probe, tmp_path / "probe.safetensors")
         return fresh.check(folder, tmp_path / "probe.safetensors", base)
 
@@ -191,6 +192,14 @@ def test_refuses_logits_that_are_not_the_runs(lab: Lab, monkeypatch: pytest.Monk
     with pytest.raises(IntegrityError, match=r"differ by 0.01 .* largest is 1; allowed: 0.0001"):
         lab.export("merged")
     assert not lab.out.exists()
+
+
+def test_says_why_the_fresh_process_failed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.run("llama", ["nf4", LORA])
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nAssertionError: N must be divisible by block_n\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(IntegrityError, match=r"cannot be loaded and run: AssertionError: N .*bitsandbytes' CPU kernel"):
+        lab.export("peft")
 
 
 def test_an_adapter_that_matches_nothing_is_a_fault(lab: Lab, in_process: None) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +41,11 @@ ALLOWED_DRIFT = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 ALLOWED_DRIFT_4BIT = 5e-2
 """Over a 4-bit base: bitsandbytes may multiply in bfloat16 in evaluation, whatever the base's type."""
+
+_ABOUT_4BIT = (
+    ". Over a 4-bit base this may be bitsandbytes' CPU kernel, which fails, or errs, on some widths that 64 does not "
+    "divide; `--to merged` does not use it"
+)
 
 To = Literal["peft", "merged"]
 
@@ -75,7 +83,7 @@ def export_run(run: str, to: To, out: Path | None = None, runs: Path = RUNS, dow
     with chain.eval_mode() as trained:
         logits = probe_logits(trained, inputs)
     out = out or EXPORTS / run / to
-    with replacing_folder(out) as folder:
+    with _quiet(), replacing_folder(out) as folder:
         tokenizer = write_tokenizer(folder, files_of(tokenizer_card(card), downloads), model)
         facts: dict[str, Any] = {
             "run": run,
@@ -98,18 +106,34 @@ def export_run(run: str, to: To, out: Path | None = None, runs: Path = RUNS, dow
         facts["compared_on"] = f"{EXAMPLES} examples, up to {TOKENS} tokens"
         write_json(folder / "export.json", facts)
         base_files = None if facts["base"]["stored"] else files_of(card, downloads)
-        found = _check(folder, {**inputs, "logits": logits}, base_files)
+        about = _ABOUT_4BIT if facts["quantization"] else ""
+        found = _check(folder, {**inputs, "logits": logits}, base_files, about)
         allowed = ALLOWED_DRIFT_4BIT if facts["quantization"] else ALLOWED_DRIFT[spec.model.dtype]
         facts |= {"largest_logit_drift": found["drift"], "largest_logit": found["largest"], "allowed_drift": allowed}
         if not found["drift"] <= allowed * found["largest"]:
             raise IntegrityError(
                 f"{run}: loaded anew, the export's logits differ by {found['drift']:.3g} from the run's, whose largest "
-                f"is {found['largest']:.3g}; allowed: {allowed:g} of that. Nothing was written"
+                f"is {found['largest']:.3g}; allowed: {allowed:g} of that. Nothing was written{about}"
             )
         write_json(folder / "export.json", facts)
         write_model_card(folder / "README.md", runs / run, out, spec, card, facts)
     say(f"{out}: written; the largest logit drift is {facts['largest_logit_drift']:.2g}")
     return out
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of small files, and none of PEFT's advice: the fresh process says what matters."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _finished(run: str, runs: Path) -> RunSpec:
@@ -180,19 +204,19 @@ def _name_labels(model: Any, labels: list[str]) -> None:
         model.config.label2id = {label: index for index, label in enumerate(labels)}
 
 
-def _check(folder: Path, probe: dict[str, Tensor], base_files: Path | None) -> dict[str, float]:
+def _check(folder: Path, probe: dict[str, Tensor], base_files: Path | None, about: str) -> dict[str, float]:
     """Loads the folder in a fresh process, offline, and returns what it found.
 
     Raises:
         IntegrityError: it cannot be loaded, or not all of it.
     """
-    found = _run(folder, probe, base_files)
+    found = _run(folder, probe, base_files, about)
     if "fault" in found:
         raise IntegrityError(f"the export is not what was trained: {found['fault']}")
     return found
 
 
-def _run(folder: Path, probe: dict[str, Tensor], base_files: Path | None) -> dict[str, Any]:
+def _run(folder: Path, probe: dict[str, Tensor], base_files: Path | None, about: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "probe.safetensors"
         save_file(probe, file)
@@ -201,6 +225,6 @@ def _run(folder: Path, probe: dict[str, Tensor], base_files: Path | None) -> dic
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
-        raise IntegrityError(f"the export cannot be loaded: {done.stderr.strip().splitlines()[-1]}")
+        raise IntegrityError(f"the export cannot be loaded and run: {done.stderr.strip().splitlines()[-1]}{about}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found

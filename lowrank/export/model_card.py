@@ -36,7 +36,9 @@ def write_model_card(path: Path, run: Path, out: Path, spec: RunSpec, card: Mode
         facts: what `export.json` holds.
     """
     base = facts["base"]
-    head = [f"base_model: {base['repository'] or card.name}", f"library_name: {_library(facts)}"]
+    head = [f"library_name: {_library(facts)}", *([f"base_model: {base['repository']}"] if base["repository"] else [])]
+    chain = [{"part": options.part, **options.model_dump(mode="json")} for options in spec.chain]
+    train = spec.train.model_dump(mode="json", exclude_none=True)
     method = f"a PEFT adapter of {spec.model.card}" if facts["to"] == "peft" else "a plain model, everything merged in"
     lines = [
         *("---", *head, "---", ""),
@@ -53,8 +55,8 @@ def write_model_card(path: Path, run: Path, out: Path, spec: RunSpec, card: Mode
         f"| base | {card.title}, <{card.homepage}> |",
         f"| revision of the base | {base['revision'] or base['pin']} |",
         f"| licence of the base | {card.licence} |",
-        f"| method | `{json.dumps(spec.dump()['chain'])}` |",
-        f"| training | `{json.dumps(spec.dump()['train'])}` |",
+        f"| method | `{json.dumps(chain)}` |",
+        f"| training | `{json.dumps(train)}` |",
         f"| data | {spec.data.card} |",
         f"| seed | {spec.seed} |",
         f"| largest difference of a logit from the run's | {facts['largest_logit_drift']:.2g} "
