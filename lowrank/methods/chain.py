@@ -157,7 +157,7 @@ class Chain:
         was_training = model.training
         model.eval()
         try:
-            with contextlib.ExitStack() as stack, torch.no_grad():
+            with torch.no_grad(), contextlib.ExitStack() as stack:
                 for part in self._with("eval_mode"):
                     stack.enter_context(part.eval_mode(model))
                 yield model
