@@ -127,13 +127,15 @@ def partial() -> None:
 @app.command()
 def rerun(runs: Annotated[list[str], typer.Argument(help="run ids, as under results/runs")]) -> None:
     """Forget runs, so that the workflow trains them again."""
-    from lowrank.run_folder import RUNS, forget
+    from lowrank.run_folder import RUNS, WORK, forget
     from lowrank.strict import suggest
 
+    known = [path.name for folder in (RUNS, WORK) for path in folder.glob("[!.]*")]
     for run in runs:
-        if not forget(run):
-            known = [path.name for path in RUNS.glob("*")]
-            raise ConfigError(f"no run {run!r} under {RUNS}{suggest(run, known)}")
+        if run not in known:
+            raise ConfigError(f"no run {run!r} under {RUNS} or {WORK}{suggest(run, known)}")
+    for run in runs:
+        forget(run)
         print(f"{run}: forgotten; the next `snakemake --cores all all` trains it again")
 
 
@@ -171,17 +173,19 @@ def sweep(
     threads: Threads = 1,
 ) -> None:
     """The LR-ratio document's own command line, with its defaults, writing its results.json."""
+    from lowrank.strict import parse
     from lowrank.sweep import Sweep, run_sweep
 
-    asked = Sweep(
-        lrs=tuple(lrs or (1e-4, 5e-4, 1e-3)),
-        epochs=epochs,
-        rank=rank,
-        alpha=alpha,
-        batch_size=batch_size,
-        seed=seed,
-        full_finetune=full_finetune,
-    )
+    told = {
+        "lrs": tuple(lrs or (1e-4, 5e-4, 1e-3)),
+        "epochs": epochs,
+        "rank": rank,
+        "alpha": alpha,
+        "batch_size": batch_size,
+        "seed": seed,
+        "full_finetune": full_finetune,
+    }
+    asked = parse(Sweep, told, "lowrank sweep")
     run_sweep(asked, scale, out, threads)
 
 

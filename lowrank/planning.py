@@ -56,7 +56,6 @@ class Planner:
         for point in points(study, self.scale):
             where = f"study {name}: arm {point.arm}, {', '.join(f'{k} {v}' for k, v in point.axes.items())}"
             try:
-                self._checks.check(point.spec, len(self._data_card(point.spec.data.card).labels))
                 run = self.add_run(point.spec, name, study.arms[point.arm].keep_weights == "all")
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from None
@@ -81,8 +80,13 @@ class Planner:
         self.add_packs(name, study.pack, study.evaluations, scale.pack_size, scale.mem_mb)
 
     def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
-        """Adds a run, and the runs that its base model comes from; returns its id."""
+        """Adds a run, and the runs that its base model comes from; returns its id.
+
+        Raises:
+            ConfigError: an unknown card, or a chain that cannot work on the model or share out the batches.
+        """
         model, data = self._model_card(spec.model.card), self._data_card(spec.data.card)
+        self._checks.check(spec, len(data.labels))
         if isinstance(model.source, TrainedSource):
             self._add_card(model, self.add_run(run_spec(model), owner, keep_weights=True))
         pins = run_pins(model, data)

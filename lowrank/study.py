@@ -101,6 +101,11 @@ def load_study(name: str) -> Study:
             if arm not in study.arms:
                 where = f"{_shown(path)}: scales.{scale}.sweeps"
                 raise ConfigError(f"{where}: unknown arm {arm!r}{suggest(arm, study.arms)}")
+    chains = [_chain(arm.chain, f"{_shown(path)}: arms.{name}") for name, arm in study.arms.items()]
+    known = {"seed"}.union(*(_owners({"chain": chain}) for chain in chains))
+    for axis in study.pack:
+        if axis not in known:
+            raise ConfigError(f"{_shown(path)}: pack: unknown axis {axis!r}{suggest(axis, known)}")
     return study
 
 
@@ -119,6 +124,9 @@ def points(study: Study, scale: Scale) -> Iterator[Point]:
         for index, grid in enumerate(grids):
             place = f"{where}.sweeps.{name}.{index}"
             axes = {axis: value if isinstance(value, list) else [value] for axis, value in grid.items()}
+            for axis, listed in axes.items():
+                if not listed:
+                    raise ConfigError(f"{place}: {axis}: an empty list, so nothing would run; leave the grid out")
             for values in itertools.product(*axes.values()):
                 chosen = dict(zip(axes, values, strict=True))
                 yield Point(arm=name, axes=chosen, spec=_spec(spec.base, arm, chosen, place))
@@ -136,7 +144,22 @@ def _chain(chain: Any, where: str) -> list[dict[str, Any]]:
     entries = chain.split("+") if isinstance(chain, str) else chain
     if not isinstance(entries, list):
         raise ConfigError(f"{where}: a chain is a list of parts or a string such as 'nf4+lora'; found {chain!r}")
+    for entry in entries:
+        if not isinstance(entry, str) and not (isinstance(entry, dict) and "part" in entry):
+            raise ConfigError(f"{where}: an entry of a chain is a part or {{part: lora, rank: 8}}; found {entry!r}")
     return [{"part": entry} if isinstance(entry, str) else dict(entry) for entry in entries]
+
+
+def _owners(raw: dict[str, Any]) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Axis -> what holds it, as (dotted name, the mapping of the unparsed spec)."""
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    sections = [(name, record, raw.setdefault(name, {})) for name, record in _SECTIONS.items()]
+    parts = [(entry["part"], part(entry["part"]).Options, entry) for entry in raw["chain"]]
+    for name, record, values in [*sections, *parts]:
+        for field in record.model_fields:
+            for axis in (field, f"{name}.{field}"):
+                found.setdefault(axis, []).append((f"{name}.{field}", values))
+    return found
 
 
 def set_axis(raw: dict[str, Any], axis: str, value: Any, where: str) -> None:
@@ -155,23 +178,13 @@ def set_axis(raw: dict[str, Any], axis: str, value: Any, where: str) -> None:
     if axis in ("seed", "task"):
         raw[axis] = value
         return
-    owners: dict[str, dict[str, Any]] = {}
-    known: set[str] = {"seed", "task"}
-    for section, record in _SECTIONS.items():
-        for field in record.model_fields:
-            known |= {field, f"{section}.{field}"}
-            if axis in (field, f"{section}.{field}"):
-                owners[f"{section}.{field}"] = raw.setdefault(section, {})
-    for entry in raw["chain"]:
-        for field in part(entry["part"]).Options.model_fields:
-            known |= {field, f"{entry['part']}.{field}"}
-            if axis in (field, f"{entry['part']}.{field}"):
-                owners[f"{entry['part']}.{field}"] = entry
-    if not owners:
-        raise ConfigError(f"{where}: unknown axis {axis!r}{suggest(axis, known)}")
-    if len(owners) > 1:
-        raise ConfigError(f"{where}: axis {axis!r} is ambiguous: {', '.join(sorted(owners))}; write one of these")
-    (owner,) = owners.values()
+    known = _owners(raw)
+    if axis not in known:
+        raise ConfigError(f"{where}: unknown axis {axis!r}{suggest(axis, {'seed', 'task', *known})}")
+    if len(known[axis]) > 1:
+        names = ", ".join(sorted(name for name, _ in known[axis]))
+        raise ConfigError(f"{where}: axis {axis!r} is ambiguous: {names}; write one of these")
+    ((_, owner),) = known[axis]
     owner[axis.rsplit(".", 1)[-1]] = value
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from lowrank import jobs
 from lowrank.console import say
+from lowrank.errors import ConfigError
 from lowrank.files import MANIFEST, read_json, write_json
 from lowrank.planning import Planner
 from lowrank.run_folder import EVALUATIONS, HISTORY, RUNS
 from lowrank.spec import EvalSpec, RunSpec
-from lowrank.strict import NonNegativeInt, PositiveFloat, PositiveInt, Strict, parse
+from lowrank.strict import NonNegativeInt, PositiveFloat, PositiveInt, Strict, parse, suggest
 from lowrank.study import load_study
 from lowrank.train.history import read_history
 
@@ -32,8 +33,14 @@ class Sweep(Strict):
 
 
 def specs(asked: Sweep, scale: Any) -> list[RunSpec]:
-    """The runs of a sweep: the study's model, data and protocol, with the given numbers."""
+    """The runs of a sweep: the study's model, data and protocol, with the given numbers.
+
+    Raises:
+        ConfigError: no such scale.
+    """
     study = load_study(STUDY)
+    if scale not in study.scales:
+        raise ConfigError(f"lowrank sweep: unknown scale {scale!r}{suggest(scale, study.scales)}")
     chain = (
         [{"part": "full"}]
         if asked.full_finetune
