@@ -45,6 +45,7 @@ CHAINS = {
     "lora+prune": "the comparison document's Sparse LoRA",
     "lora+contextual_sparsity": "SparseLoRA",
     "lora+velora": "VeLoRA on LoRA's input, as for Alpaca",
+    "lora+lean": "LoRA that saves two thirds of the activations, without loss",
     "hira+velora": "VeLoRA on HiRA's input",
     "lte+galore": "LTE with GaLore as its optimizer",
     "nf4+lora": "QLoRA",

@@ -42,6 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rank": 32,
         "form": "residual",
     },
+    "lean": {},
     "linear_probe": {},
     "lora": {
         "targets": ("all-linear",),

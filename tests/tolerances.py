@@ -76,3 +76,10 @@ FLOAT32_VECTOR = Tolerance(
 )
 
 BFLOAT16_RUN = Tolerance(0.1, 0.05, "bfloat16 (4e-3 a rounding) through a whole model and back, against float64")
+
+LEAN_GRADIENT = Tolerance(
+    1e-4,
+    2e-5,
+    "of the largest gradient: a norm inverted from its output is off by at most 2 * 64 roundings (6e-8), so 8e-6, "
+    "and sums over features and tokens follow",
+)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear, adapt, adapted, dense_weight
 from lowrank.methods.adapter import AdapterOptions, AdapterPart
-from lowrank.methods.keep import Keep, in_use, weight_gradient
+from lowrank.methods.keep import in_use, to_save, weight_gradient
 from lowrank.strict import PositiveInt
 
 
@@ -134,8 +134,8 @@ class _Product:
 class _HadamardLinear(torch.autograd.Function):
     """y = (W + W * (B A)) x + b in one product, and its gradients in two.
 
-    Saved: x (or what `keep` makes of it). The adapted weight is formed again in the backward pass: rank / N of
-    a product, against a copy of every weight.
+    Saved: x (or its sources, or what `keep` makes of it). The adapted weight is formed again in the backward
+    pass: rank / N of a product, against a copy of every weight.
     """
 
     @staticmethod
@@ -143,14 +143,16 @@ class _HadamardLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, base: nn.Module, residual: bool, keep: Any
     ) -> Tensor:
         weight = dense_weight(base)
-        ctx.save_for_backward(x if keep is None else cast(Keep, keep).compress(x), A, B)
+        ctx.restore, saved = to_save(keep, x, x)
+        ctx.save_for_backward(A, B, *saved)
         ctx.base, ctx.residual, ctx.keep, ctx.dtype = base, residual, keep, x.dtype
         return functional.linear(x, adapted_weight(weight, A, B, residual).to(weight.dtype), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, A, B = ctx.saved_tensors
+        A, B, *saved = ctx.saved_tensors
+        kept = ctx.restore(*saved)
         weight = dense_weight(ctx.base)
         flat = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_bias = None

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear, dense_weight
+from lowrank.methods.keep import Keep, to_save, weight_gradient
 
 
 class SubTokens:
@@ -67,20 +68,21 @@ class KeptProduct:
 
 
 class _KeptLinear(torch.autograd.Function):
-    """y = W x + b as the base computes it; saved for the weight gradient is what `keep` makes of x."""
+    """y = W x + b as the base computes it; saved for the weight gradient is what `keep` makes of x, or its sources."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, base: Any, keep: SubTokens) -> Tensor:
-        ctx.save_for_backward(keep.compress(x), weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, base: Any, keep: Keep | None) -> Tensor:
+        ctx.restore, saved = to_save(keep, x, x)
+        ctx.save_for_backward(weight, *saved)
         ctx.keep, ctx.dtype = keep, x.dtype
         return cast(Tensor, base(x))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight = ctx.saved_tensors
+        weight, *saved = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
         grad_x = (grad @ weight.to(grad.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
-        grad_weight = ctx.keep.weight_gradient(flat, kept).to(weight.dtype)
+        grad_weight = weight_gradient(ctx.keep, flat, ctx.restore(*saved)).to(weight.dtype)
         grad_bias = flat.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None
