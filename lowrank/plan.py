@@ -46,7 +46,9 @@ def current_plan(scale: str, studies: list[str]) -> tuple[Path, dict[str, Any]]:
     path = plan_path(scale, studies)
     if not path.is_file():
         command = [sys.executable, "-m", "lowrank.cli", "plan", "--scale", scale, "--out", str(path), *studies]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # The code of this checkout, also where another one is installed or the current folder is elsewhere.
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode != 0:
             raise ConfigError(done.stderr.strip() or done.stdout.strip())
     return path, read_json(path)

@@ -1,0 +1,130 @@
+"""The plan: each thing once, packs by what members share, a cache that knows what it depends on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowrank import plan
+from lowrank.errors import ConfigError
+from lowrank.planning import Planner
+from lowrank.spec import EvalSpec
+from tests.training_lab import run_spec
+
+TEST = {"test": EvalSpec()}
+
+
+def packs_of(planner: Planner) -> list[list[str]]:
+    return sorted(sorted(pack["members"]) for pack in planner.packs.values())
+
+
+def test_runs_that_differ_in_packed_axes_only_are_one_pack() -> None:
+    planner = Planner("smoke")
+    runs = {
+        (rank, lr, seed): planner.add_run(run_spec([{"part": "lora", "rank": rank}], lr=lr, seed=seed), "s", True)
+        for rank in (2, 4)
+        for lr in (1e-2, 1e-3)
+        for seed in (0, 1)
+    }
+    planner.add_packs("s", ["lr", "seed"], TEST, size=64, mem_mb=1)
+    expected = [sorted(run for (rank, _, _), run in runs.items() if rank == wanted) for wanted in (2, 4)]
+    assert packs_of(planner) == sorted(expected)
+
+
+def test_a_pack_is_cut_where_it_is_too_large() -> None:
+    planner = Planner("smoke")
+    for seed in range(5):
+        planner.add_run(run_spec(seed=seed), "s", True)
+    planner.add_packs("s", ["seed"], TEST, size=2, mem_mb=1)
+    assert sorted(map(len, packs_of(planner))) == [1, 2, 2]
+
+
+def test_a_dotted_axis_packs_that_one_alone() -> None:
+    planner = Planner("smoke")
+    for dropout in (0.1, 0.2):
+        planner.add_run(run_spec([{"part": "lora", "dropout": dropout}]), "s", True)
+    planner.add_packs("s", ["model.dropout"], TEST, size=64, mem_mb=1)
+    assert len(planner.packs) == 2
+
+
+def two_studies(order: list[tuple[str, bool]]) -> dict[str, Any]:
+    """Two studies share a run; one keeps its weights."""
+    planner = Planner("smoke")
+    for owner, keep in order:
+        planner.add_run(run_spec(), owner, keep)
+    for owner, _ in order:
+        planner.add_packs(owner, ["lr"], {owner: EvalSpec(rows=len(owner))}, size=64, mem_mb=1)
+    return planner.plan()
+
+
+def test_a_shared_run_is_trained_once_and_kept_where_one_study_keeps_it() -> None:
+    for made in (two_studies([("a", False), ("bb", True)]), two_studies([("bb", True), ("a", False)])):
+        (run,), (pack,) = made["runs"].values(), made["packs"].values()
+        assert sorted(run["owners"]) == sorted(pack["owners"]) == ["a", "bb"]
+        assert run["keep_weights"] is pack["keep_weights"] is True
+        assert len(pack["evaluations"]) == 2
+
+
+def test_where_no_weights_are_kept_the_code_that_scores_trains_anew() -> None:
+    """The scores are taken in the training job, so they are part of the run."""
+    kept, not_kept = (next(iter(two_studies([("a", keep)])["runs"].values())) for keep in (True, False))
+    assert kept["evaluate_code"] == not_kept["evaluate_code"]
+    assert kept["code"] != not_kept["code"]
+
+
+def test_a_plan_is_cached_until_something_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    calls: list[list[str]] = []
+
+    def computes(command: list[str], **kwargs: Any) -> Any:
+        calls.append(command)
+        plan.write_plan(Path(command[command.index("--out") + 1]), {"scale": "smoke"})
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(plan.subprocess, "run", computes)
+    path, made = plan.current_plan("smoke", ["a"])
+    assert made == {"scale": "smoke"}
+    assert plan.current_plan("smoke", ["a"])[0] == path
+    assert len(calls) == 1
+    assert plan.current_plan("laptop", ["a"])[0] != path
+    assert plan.current_plan("smoke", ["a", "b"])[0] != path
+    assert len(calls) == 3
+
+
+def test_old_plans_are_dropped(tmp_path: Path) -> None:
+    for number in range(12):
+        plan.write_plan(tmp_path / f"plan-{number:02}.json", {})
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_what_the_planning_process_says_is_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="unknown study 'no_such'"):
+        plan.current_plan("smoke", ["no_such"])
+    assert not list(tmp_path.glob("**/*.json"))
+
+
+def test_a_command_outside_the_workflow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(plan.ENVIRONMENT, raising=False)
+    with pytest.raises(ConfigError, match="LOWRANK_PLAN is not set"):
+        plan.load_plan()
+
+
+def test_reading_a_plan_imports_nothing_heavy() -> None:
+    code = "import sys, lowrank.plan, lowrank.settings; print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert not {"torch", "numpy", "transformers", "pandas"} & loaded
+
+
+def test_a_plan_for_a_person() -> None:
+    made = two_studies([("a", True)])
+    made["studies"] = {"a": {"minutes": 2.0}}
+    text = plan.print_plan(json.loads(json.dumps(made)))
+    assert text.startswith("a (smoke): 1 runs in 1 packs, 6 steps, about 2 min\n  lora-")
