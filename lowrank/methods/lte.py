@@ -14,6 +14,7 @@ from lowrank.methods.adapter import AdapterPart
 from lowrank.methods.lora import add_low_rank
 from lowrank.methods.merging import base_weights, refuse_coded_base
 from lowrank.methods.mhlora import Heads, HeadsOptions, side_by_side, sum_of_products
+from lowrank.methods.shares import add_shares
 from lowrank.strict import PositiveInt
 
 
@@ -137,13 +138,7 @@ class LteAdapter(Heads):
                 f"lte: {self.heads} heads do not divide the {x.shape[0]} examples of an input of shape "
                 f"{tuple(x.shape)}; allowed: multiples of {self.heads}"
             )
-        down, up = (factor.to(x.dtype) for factor in self.stacked())
-        shares = (x.shape[0] // self.heads, self.heads, -1)
-        own = x.reshape(*shares, x.shape[-1]).transpose(0, 1).flatten(1, 2)  # (N, B / N tokens, in)
-        # The scaling goes onto the narrow product: no pass over (B, tokens, out) for it.
-        term = torch.bmm(torch.bmm(own, down.mT) * self.scaling, up.mT)  # (N, B / N tokens, out)
-        term = term.view(self.heads, shares[0], -1, y.shape[-1]).transpose(0, 1)  # (B / N, N, tokens, out)
-        return (y.reshape(*shares, y.shape[-1]) + term).reshape(y.shape)
+        return add_shares(x, y, *self.stacked(), self.scaling)
 
     def unmerged(self) -> Tensor:
         """mean_n(D_n - P_n): (out, in)."""
