@@ -113,7 +113,9 @@ def test_prediction_is_the_measurement_for_every_part(part: str) -> None:
 
 def test_a_step_that_depends_on_values_is_not_predicted() -> None:
     options = entries("lora", {"part": "contextual_sparsity", "dense_steps": 0})
-    with pytest.raises(ConfigError, match="its step depends on values .* which a prediction does not have; measure it"):
+    with pytest.raises(
+        ConfigError, match=r"its step depends on values .* which a prediction does not have; measure it"
+    ):
         predict_step(FAMILIES["llama"], options, batch_for("llama", hidden=2))
 
 
