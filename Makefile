@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := main
 .DELETE_ON_ERROR:
-.PHONY: main smoke test test-slow check freeze lock check-lock env clean clean-results help
+.PHONY: main smoke test test-slow check bench freeze lock check-lock env clean clean-results help
 
 # Choices of an earlier call (PYTHON, TORCH_INDEX) hold until a new one is given.
 -include .venv/made-with.mk
@@ -44,6 +44,9 @@ check: $(READY) ## style, types and workflow lint, in under a minute
 	@$(RUN) mypy
 	@$(RUN) snakefmt --check workflow
 	@$(RUN) python .ci/lint_workflow.py
+
+bench: $(READY) ## all methods beside their peers, about 8 minutes of one core; writes benchmarks/results/ and the README's table
+	@$(RUN) python -m benchmarks.methods
 
 freeze: main ## the main job, then its tables and figures into docs/frozen/ and the README
 	@$(RUN) python docs/freeze.py

@@ -16,7 +16,10 @@ PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")],
     key=lambda path: path.name,
 )
-OTHERS = [ROOT / "CHANGELOG.md", ROOT / "envs" / "README.md", ROOT / "resources" / "smoke" / "README.md"]
+OTHERS = [
+    ROOT / "CHANGELOG.md",
+    *(ROOT / folder / "README.md" for folder in ("benchmarks", "envs", "resources/smoke")),
+]
 """Pages whose links are followed too."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)

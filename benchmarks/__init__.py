@@ -1,0 +1,1 @@
+"""Benchmarks: every method beside its peers, in one process, paired round by round."""

@@ -1,0 +1,100 @@
+"""The tables of a benchmark: a page of its own and the README's. `python -m benchmarks.tables` writes both anew."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from benchmarks.records import ArmResult, Goal, Report, Spread
+from lowrank.files import REPOSITORY, read_json, write_text
+
+RESULT = Path(__file__).parent / "results" / "methods.json"
+PAGE = RESULT.with_suffix(".md")
+README = REPOSITORY / "README.md"
+MARKED = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
+MIB = 2**20
+
+
+def load() -> Report:
+    """The committed result."""
+    return Report.model_validate(read_json(RESULT))
+
+
+def write_pages() -> None:
+    """Writes the page and the README's part from the committed result."""
+    report = load()
+    write_text(PAGE, tables(report))
+    write_text(README, show(README.read_text(), report))
+
+
+def show(text: str, report: Report) -> str:
+    """The README with what stands between its markers written anew."""
+    goals = [goal for section in report.sections for goal in section.goals]
+    met = sum(goal.met for goal in goals)
+    block = (
+        f"{met} of {len(goals)} goals are met. A quotient of times is the median, with quartiles, of the CPU times of "
+        f"one thread in rounds in which the two alternate; a quotient of bytes is exact. {_machine(report)} Every arm, "
+        "with times and bytes: [benchmarks/results/methods.md](benchmarks/results/methods.md); how it is measured: "
+        f"[benchmarks/README.md](benchmarks/README.md).\n\n{_goals(goals)}"
+    )
+    return MARKED.sub(lambda match: f"{match[1]}\n{block}\n{match[2]}", text)
+
+
+def tables(report: Report) -> str:
+    """The page: each section with its arms and goals."""
+    blocks = [
+        "# Methods beside their peers",
+        "Written by `make bench`; edit nothing here.",
+        _machine(report) + (" A quick run on tiny shapes: these figures mean nothing." if report.quick else ""),
+    ]
+    for section in report.sections:
+        blocks += [f"## {section.title}", f"{section.setting}.", _arms(section.arms), _goals(section.goals)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _machine(report: Report) -> str:
+    versions = ", ".join(f"{package} {number}" for package, number in report.versions.items())
+    before, after = report.load
+    return (
+        f"Measured on {report.date} at {report.commit}, with one thread on {report.cores} cores of {report.cpu} "
+        f"({report.bf16 or 'no bfloat16'}), in "
+        f"{report.cpu_s:.0f} CPU seconds, while {before:.1f} to {after:.1f} processes were busy. {versions}."
+    )
+
+
+def _arms(arms: tuple[ArmResult, ...]) -> str:
+    rows = [
+        f"| {arm.name} | {_milliseconds(arm.cpu_ms)} | {_mib(arm.saved_bytes)} | {_mib(arm.state_bytes)} "
+        f"| {_mib(arm.peak_bytes)} |"
+        for arm in arms
+    ]
+    head = "| arm | step, CPU ms | saved activations, MiB | optimizer state, MiB | peak memory over the model, MiB |"
+    return "\n".join([head, "|---|--:|--:|--:|--:|", *rows])
+
+
+def _goals(goals: list[Goal] | tuple[Goal, ...]) -> str:
+    rows = [
+        f"| {g.id} | {g.what} | {_spread(g.measured)} | {g.at_most:g} | {'met' if g.met else '**missed**'} |"
+        for g in goals
+    ]
+    table = "\n".join(["| | goal | measured | at most | |", "|---|---|--:|--:|---|", *rows])
+    notes = [f"- {g.what}: {g.note}" for g in goals if g.note and not g.met]
+    return table + ("\n\n" + "\n".join(["Missed:", "", *notes]) if notes else "")
+
+
+def _spread(value: Spread) -> str:
+    if value.rounds == 1:
+        return f"{value.median:.4g}"
+    return f"{value.median:.3g} [{value.low:.3g}, {value.high:.3g}]"
+
+
+def _milliseconds(value: Spread | None) -> str:
+    return "" if value is None else f"{value.median:.4g}"
+
+
+def _mib(value: int | None) -> str:
+    return "" if value is None else f"{value / MIB:.1f}"
+
+
+if __name__ == "__main__":
+    write_pages()
