@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ from lowrank.console import say
 from lowrank.errors import ConfigError
 from lowrank.files import MANIFEST, read_json, write_json
 from lowrank.planning import Planner
+from lowrank.report.export import epoch_losses
 from lowrank.run_folder import EVALUATIONS, HISTORY, RUNS
 from lowrank.spec import EvalSpec, RunSpec
 from lowrank.strict import NonNegativeInt, PositiveFloat, PositiveInt, Strict, parse, suggest
 from lowrank.study import load_study
-from lowrank.train.history import read_history
 
 STUDY = "lr_ratio"
 
@@ -82,21 +81,12 @@ def run_sweep(asked: Sweep, scale: Any, out: Path, threads: int) -> None:
 
 def result(run: str, plan: dict[str, Any]) -> dict[str, Any]:
     """One learning rate in the document's shape; null where a run diverged."""
-    history = read_history(RUNS / run / HISTORY)
+    train_losses, val_losses = epoch_losses(RUNS / run / HISTORY)
     (evaluation,) = plan["evaluations"]
     score = read_json(RUNS / run / EVALUATIONS / f"{evaluation}.json")
     return {
         "best_val_loss": read_json(RUNS / run / MANIFEST)["metrics"]["best_val_loss"],
         "test_acc": score["metrics"].get("accuracy"),
-        "train_losses": epoch_means(history),
-        "val_losses": [row["val_loss"] for row in history if row["val_loss"] is not None],
+        "train_losses": train_losses,
+        "val_losses": val_losses,
     }
-
-
-def epoch_means(history: list[dict[str, Any]]) -> list[float]:
-    """The mean training loss of each epoch."""
-    epochs: dict[int, list[float]] = {}
-    for row in history:
-        if row["train_loss"] is not None:
-            epochs.setdefault(math.ceil(row["epoch"]), []).append(row["train_loss"])
-    return [sum(losses) / len(losses) for losses in epochs.values()]

@@ -49,12 +49,17 @@ def write_results(runs: pd.DataFrame, by: tuple[str, ...], run_folders: Path, ou
 
 
 def _result(row: pd.Series[Any], run_folders: Path) -> dict[str, Any]:
-    train, val = _losses(run_folders / str(row["run"]) / "history.parquet")
+    train, val = epoch_losses(run_folders / str(row["run"]) / "history.parquet")
     values = (_plain(row.get("best_val_loss")), _plain(row.get("test_accuracy")), train, val)
     return dict(zip(RESULT_KEYS, values, strict=True))
 
 
-def _losses(path: Path) -> tuple[list[float], list[float]]:
+def epoch_losses(path: Path) -> tuple[list[float], list[float]]:
+    """The mean training loss of each epoch, and the validation losses, of a run's `history.parquet`.
+
+    Raises:
+        IntegrityError: no such file.
+    """
     if not path.is_file():
         raise IntegrityError(f"{path}: no such file, though its run is listed as ok")
     history = pd.read_parquet(path)
