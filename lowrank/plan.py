@@ -8,7 +8,6 @@ made of everything it depends on. Reading it imports nothing heavy.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -104,8 +103,3 @@ def print_plan(plan: dict[str, Any]) -> str:
         lines.append(f"{name} ({plan['scale']}): {size}, about {study['minutes']:g} min")
         lines += [f"  {pack['name']}: {len(pack['members'])} runs" for pack in packs]
     return "\n".join(lines)
-
-
-def dump(plan: dict[str, Any]) -> str:
-    """The plan as JSON text."""
-    return json.dumps(plan, indent=1, sort_keys=True)

@@ -47,7 +47,6 @@ class ScaleSpec(Strict):
     minutes: PositiveFloat
     """How long it takes on a quiet machine of that scale, for the forecast that is printed first."""
     mem_mb: PositiveInt = 2000
-    gpus: Literal[0, 1] = 0
 
 
 class Study(Strict):
