@@ -1,0 +1,43 @@
+"""What every kind of table, figure and claim has."""
+
+from __future__ import annotations
+
+from lowrank.strict import Name, Strict
+
+Value = int | float | str | None
+
+
+class Range(Strict):
+    """Limits on a column; a missing value lies in no range."""
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    other_than: float | None = None
+
+
+Where = dict[str, Range | tuple[Value, ...]]
+"""Column -> the values that are kept (`null` keeps rows without one), or a range."""
+
+
+class TableView(Strict):
+    """A table: `results/studies/<study>/<name>.csv`."""
+
+    title: str
+    note: str
+    """Defines the columns; stands beside the table."""
+    show: tuple[str, ...] = ()
+    """Columns on the page, in order; all of them where empty. The CSV always has all."""
+
+
+class FigureView(Strict):
+    """A figure: `results/studies/<study>/<name>.svg`, drawn from one table and nothing else."""
+
+    table: Name
+    title: str
+    caption: str
+
+
+class ClaimView(Strict):
+    """A claim: a sentence of the published numbers, decided by a named check."""
