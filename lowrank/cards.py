@@ -43,16 +43,18 @@ class DataCard(_Card):
     text: str = "text"
     """The field that holds the text."""
     label: str = "label"
-    """The field that holds the label, a name or an index into `labels`."""
+    """The field that holds the label, a name or an index into `labels`; of a text, what `left_out` looks at."""
     labels: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     """Labels whose rows are not read."""
+    blank: Literal["refused", "skipped"] = "refused"
+    """Rows whose text is empty or white space; texts that are stored line by line have many."""
 
     @model_validator(mode="after")
     def _labels_fit_task(self) -> DataCard:
         if self.task == "classification" and len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(f"labels {list(self.labels)} are refused; allowed: two or more different names")
-        if self.task == "text" and (self.labels or self.left_out):
+        if self.task == "text" and self.labels:
             raise ValueError(f"labels {list(self.labels)} are refused: task 'text' has none")
         return self
 
@@ -60,6 +62,7 @@ class DataCard(_Card):
     def pin(self) -> str:
         """Identity of the rows: the source, and 8 hex digits over how it is read."""
         reading = self.model_dump(mode="json", include={"task", "reader", "text", "label", "labels", "left_out"})
+        reading |= self.model_dump(mode="json", include={"blank"}, exclude_defaults=True)  # it came after the others
         return f"{_source_pin(self, self.source)}-{_digits(reading)}"
 
 

@@ -60,6 +60,9 @@ class DataSpec(Strict):
     """Tokens an example is cut at."""
     pad: Literal["longest", "max_length"] = "longest"
     """`max_length` pads every example to the limit, as many published scripts do."""
+    concatenate: bool = True
+    """Text only: documents end to end, cut into rows of `max_length`. False makes each document a row, cut at
+    `max_length`, as many published scripts do."""
     split_seed: NonNegativeInt = 0
     validation_fraction: Fraction = 0.1
     """Carved from the training split where the card has no validation split."""

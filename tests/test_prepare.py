@@ -149,6 +149,22 @@ def test_documents_end_with_the_end_token_where_the_tokenizer_adds_none(bench: P
     assert check_seal(folder)["pad_id"] == 0
 
 
+def test_documents_that_are_not_concatenated_are_rows_of_their_own(bench: PreparedFiles) -> None:
+    rows = [{"text": f"w1 w2 {'w3 ' * n}"} for n in range(2, 32)]
+    folder = bench.prepare(rows, card=TEXT, max_length=8, concatenate=False)
+    expected = sorted([2, 5, 6, *[7] * n, 3][:8] for n in range(2, 32))
+    assert sorted(row for split in SPLITS for row in texts_of(folder, split)) == expected
+    splits = check_seal(folder)["splits"].values()
+    assert sum(facts["cut_rows"] for facts in splits) == sum(n > 4 for n in range(2, 32))
+    assert all(facts["rows"] == facts["documents"] for facts in splits)
+
+
+def test_blank_rows_and_texts_on_other_topics_are_left_out_where_the_card_says_so(bench: PreparedFiles) -> None:
+    rows = [*ROWS, {"text": " \n", "label": "a"}, *({"text": f"other {i}", "label": "c"} for i in range(9))]
+    manifest = check_seal(bench.prepare(rows, card={**TEXT, "left_out": ["c"], "blank": "skipped"}))
+    assert sum(facts["documents"] for facts in manifest["splits"].values()) == len(ROWS)
+
+
 DATA = "data card 'rows': rows.jsonl:"
 
 

@@ -99,6 +99,7 @@ class TestRunId:
             "DataSpec": {
                 "max_length": 128,
                 "pad": "longest",
+                "concatenate": True,
                 "split_seed": 0,
                 "validation_fraction": 0.1,
                 "test_fraction": 0.2,

@@ -29,7 +29,8 @@ def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
     Classification: `tokens` (int32, all examples end to end), `offsets` (int64, rows + 1), `labels` (int64,
     rows); examples are cut at `max_length`. Text: the documents are packed into one stream, each ended by
     the tokenizer's end token; `offsets` cuts it into rows of `max_length`, `documents` (int64,
-    documents + 1) says where each document starts.
+    documents + 1) says where each document starts. Without `concatenate` each document, cut at `max_length`,
+    is a row.
 
     Args:
         spec: which data, how many rows, how long.
@@ -99,10 +100,12 @@ def _examples(rows: list[Row], card: DataCard, spec: DataSpec, tokenizer: Tokeni
 
 def _stream(rows: list[Row], spec: DataSpec, tokenizer: Tokenizer) -> tuple[Arrays, dict[str, Any]]:
     end = find_token(tokenizer, END_TOKENS)
-    pieces = []
+    pieces, cut = [], 0
     for encoding in tokenise(tokenizer, rows):
-        ids = encoding.ids
-        pieces.append(ids if end is None or ids[-1] == end else [*ids, end])
+        ids = encoding.ids if end is None or encoding.ids[-1] == end else [*encoding.ids, end]
+        cut += len(ids) > spec.max_length
+        pieces.append(ids if spec.concatenate else ids[: spec.max_length])
     tokens, documents = end_to_end(pieces)
-    offsets = windows(len(tokens), spec.max_length)
-    return {"tokens": tokens, "offsets": offsets, "documents": documents}, {"documents": len(rows)}
+    facts = {"documents": len(rows)} if spec.concatenate else {"documents": len(rows), "cut_rows": cut}
+    offsets = windows(len(tokens), spec.max_length) if spec.concatenate else documents
+    return {"tokens": tokens, "offsets": offsets, "documents": documents.copy()}, facts

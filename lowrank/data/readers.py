@@ -76,6 +76,8 @@ def read(card: DataCard, folder: Path) -> list[Row]:
         for place, record in READERS[card.reader](folder / name):
             if record.get(card.label) in card.left_out:
                 continue
+            if card.blank == "skipped" and record.get(card.text, "").strip() == "":
+                continue
             rows.append(Row(_text(card, place, record), _label(card, place, record), split))
     return rows
 
