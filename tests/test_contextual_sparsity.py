@@ -14,7 +14,7 @@ from lowrank.methods.adapted import AdaptedLinear
 from lowrank.methods.chain import Chain
 from lowrank.methods.contextual_sparsity import ContextualSparsity
 from lowrank.spec import TrainSpec
-from tests.chain_runs import attach, check_accumulation, check_resume, logits, snapshot, train
+from tests.chain_runs import attach, check_resume, logits, snapshot, train
 from tests.sparse_reference import ROLES, Reference, at_rank
 from tests.tiny_models import TOKENS, batch, make
 from tests.tolerances import BIT_EXACT, FLOAT64_IDENTITY
@@ -171,23 +171,6 @@ def test_choice_depends_on_no_padding_and_no_order(family: str) -> None:
         again = step_gradients(model, chain, other)
         for name in chain.trainable():
             FLOAT64_IDENTITY.check(again[name], found[name])
-
-
-def test_what_is_claimed_of_accumulation() -> None:
-    """Each micro-batch chooses for itself: cutting changes nothing while dense, and changes the gradient after."""
-    check_accumulation("bert", [lora("bert"), sparse(dense_steps=9)], 2, FLOAT64_IDENTITY)
-    model = make("bert")
-    chain = attach(model, lora("bert"), sparse())
-    randomise(chain)
-    whole = batch("bert", 8)
-    halves = [{key: tensor[i : i + 4] for key, tensor in whole.items()} for i in (0, 4)]
-    together = step_gradients(model, chain, whole)["loss"]
-    apart = sum(step_gradients(model, chain, half)["loss"] for half in halves) / 2
-    assert abs(together - apart) > 1e-9
-    twice = {key: torch.cat([tensor, tensor]) for key, tensor in halves[0].items()}
-    once = step_gradients(model, chain, halves[0])
-    for name, tensor in step_gradients(model, chain, twice).items():
-        FLOAT64_IDENTITY.check(tensor[:4] if name == "logits" else tensor, once[name])
 
 
 @pytest.mark.parametrize("family", KNOWN)

@@ -31,9 +31,6 @@ NOT_FOR = {
 }
 """Part -> families that it refuses: without a head, or of unknown blocks."""
 
-CUT_MATTERS = {"contextual_sparsity": "channels are chosen for each forward pass, as published"}
-"""Parts whose gradient depends on how a batch is cut, with the reason; their docstrings say so."""
-
 STEPS = 4
 
 with warnings.catch_warnings():
@@ -194,9 +191,6 @@ def test_resuming_and_repeating_give_the_same_bits(family: str, parts: tuple[str
 
 @every_case
 def test_micro_batches_give_the_gradient_of_the_whole_batch(family: str, parts: tuple[str, ...]) -> None:
-    if any(part in CUT_MATTERS for part in parts):
-        assert all("cut" in (registry.part(part).__doc__ or "") for part in parts if part in CUT_MATTERS)
-        return
     rows, found = rows_of(family, 9), []
     for size in (4, 2):
         chain = trained(family, parts, 2)

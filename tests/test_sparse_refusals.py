@@ -46,6 +46,7 @@ def test_a_model_that_is_called_outside_the_loop_is_dense() -> None:
         ("bert", ["full", sparse()], r"chain full.contextual_sparsity has no adapters in front of it"),
         ("bert", [sparse(), lora("bert")], r"has no adapters in front of it"),
         ("bert", [lora("bert"), "alpha_merge", sparse()], r"alpha_merge changes the base while it trains"),
+        ("bert", [lora("bert", "all"), {"part": "velora", "num_groups": 4}, sparse()], r"velora in front of it would"),
         ("bert", [{"part": "lte", "rank": 2}, sparse()], r"lte changes the base while it trains"),
         ("bert", [{"part": "hira", "rank": 2}, sparse()], r"another part computes the base product of 'bert.encoder"),
         ("bert", [{**lora("bert"), "rest": "trained"}, sparse()], r"weight of 'bert.*intermediate.dense' trains"),

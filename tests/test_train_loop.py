@@ -166,14 +166,16 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32_weights(here: Path) -> 
     kinds: set[torch.dtype] = set()
     layer = next(m for m in autocast.model.modules() if isinstance(m, nn.Linear))
     layer.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
-    losses = []
+    losses, seen = [], list[bool]()
     for loop in (plain, autocast):
         loop.model.eval()
+        loop.chain.before_step = lambda batches, step: seen.append(torch.is_autocast_enabled("cpu"))  # type: ignore[method-assign]
         losses.append(loop.one_step(0))
     assert kinds == {torch.bfloat16}
     assert {p.dtype for p in autocast.model.parameters()} == {torch.float32}
     BFLOAT16_LOSS.check(losses[1], losses[0])
     assert losses[0] != losses[1]
+    assert seen == [False, True]
 
 
 class TestBatchesThatHeadsShare:

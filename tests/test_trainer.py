@@ -114,7 +114,7 @@ def test_the_losses_and_weights_are_those_of_our_loop(name: str, tmp_path: Path)
     check_same("llama", CHAINS[name], settings(clip_norm=0.5, schedule="linear", warmup_steps=2), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["lora", "velora", "prune", "lte", "relora"])
+@pytest.mark.parametrize("name", ["lora", "velora", "prune", "lte", "relora", "contextual_sparsity"])
 def test_with_micro_batches(name: str, tmp_path: Path) -> None:
     check_same("llama", CHAINS[name], settings(micro_batch_size=2, clip_norm=0.5), tmp_path)
 

@@ -85,7 +85,8 @@ class Step:
 
     def forward(self) -> Tensor:
         """The scalar loss, with everything that parts do before it."""
-        self.chain.before_step([self.batch], self.number)
+        with self._autocast():
+            self.chain.before_step([self.batch], self.number)
         self.chain.before_forward(self.batch, self.number)
         with self._autocast():
             loss = self.loss(self.model, self.batch)

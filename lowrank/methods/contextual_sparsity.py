@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear, adapt, features, strip
 from lowrank.methods.adapter import AdapterPart
+from lowrank.methods.micro_batches import together
 from lowrank.methods.part import Part
 from lowrank.methods.sparse_branches import Attention, FeedForward, Now, kept
 from lowrank.methods.sparse_layers import Block, family_of
@@ -46,12 +47,13 @@ class ContextualSparsity(Part):
     made once. Output tokens, those with a label, are computed densely, and so are the first steps. What is
     left out of q, k and v is 0. A fused qkv (GPT-2) is treated as its three parts.
 
-    The channels are chosen per forward pass, as published. So micro-batches choose for themselves, and the
-    gradient depends on how a batch is cut: micro_batch_size is part of the method here. Nothing depends on
-    padding, or on the order of the examples.
+    The channels are chosen from the whole batch of an optimizer step, however it is cut: where it is run in
+    micro-batches, a forward pass of the trunk over all of them, without gradients, chooses first. Nothing
+    depends on padding, or on the order of the examples.
 
     Source: Khaki et al. 2025, "SparseLoRA: Accelerating LLM Fine-Tuning with Contextual Sparsity", section 3.
-    Departs from: z-lab/sparselora, which scores the feed-forward branch on the mean token of each example
+    Departs from: z-lab/sparselora, where each micro-batch chooses for itself, so that the gradient depends on
+    how a batch is cut; which scores the feed-forward branch on the mean token of each example
     (`ffn_score: sequence_mean`), counts padding and output tokens into the scores, drops biases, and under
     grouped-query attention pairs the norms of query channels with those of other heads' keys. From the paper,
     for models it does not treat: without a gate, h = act(x Wup^T), the activation of the first layer's output;
@@ -83,6 +85,8 @@ class ContextualSparsity(Part):
         self._now = Now()
         self._total_steps: int | None = None
         self._bases: list[nn.Module] = []
+        self._whole: tuple[int, dict[Any, Any]] = (-1, {})
+        """The step that was chosen for in advance, and its channels."""
 
     def check(self, chain: Any, model: nn.Module) -> None:
         """Refuses a model it does not know, a base that trains or changes, and numbers that do not fit."""
@@ -98,6 +102,11 @@ class ContextualSparsity(Part):
                 raise ConfigError(
                     f"{self.name}: {part.name} changes the base while it trains, and the channels are chosen by an "
                     "SVD of the base made once; allowed: a frozen base"
+                )
+            if part.name == "velora" and part in chain.before(self):
+                raise ConfigError(
+                    f"{self.name}: velora in front of it would look at a batch whose channels are not chosen yet; "
+                    "allowed: velora behind it"
                 )
         last = family.blocks[-1].index
         for rule in self.options.rules:
@@ -119,6 +128,7 @@ class ContextualSparsity(Part):
         Raises:
             ConfigError: a layer whose own weight trains, or whose product another part computes.
         """
+        self._model = model
         for block in self._family.blocks:
             layers = {kind: adapt(model, name) for kind, name in block.names.items() if name in self._hooked(block)}
             for kind, layer in layers.items():
@@ -135,11 +145,26 @@ class ContextualSparsity(Part):
         """Learns how long the run is, for `dense_fraction`."""
         self._total_steps = total_steps
 
+    def before_step(self, micro_batches: Sequence[Mapping[str, Tensor]], step: int) -> None:
+        """Chooses the channels of a batch that is run in several pieces; one piece chooses as it is run."""
+        if len(micro_batches) == 1 or step < self._dense_steps():
+            return
+        whole = together(micro_batches)
+        inputs = {key: tensor for key, tensor in whole.items() if key != "labels"}
+        trunk = getattr(self._model, "base_model", self._model)  # no head, so no logits of the whole batch
+        self._now.plan = plan = self._plan(whole)
+        with torch.no_grad(), torch.random.fork_rng():
+            trunk(**inputs)
+        self._whole = (step, plan.chosen)
+
     def before_forward(self, batch: Mapping[str, Tensor], step: int) -> None:
         """Decides whether this forward pass is sparse, and for which tokens."""
-        self._now.plan = None
-        if step >= self._dense_steps():
-            self._now.plan = Plan(batch, self.options.dense_tokens, self._family.pooled)
+        self._now.plan = self._plan(batch) if step >= self._dense_steps() else None
+        if self._now.plan is not None and self._whole[0] == step:
+            self._now.plan.chosen |= self._whole[1]
+
+    def _plan(self, batch: Mapping[str, Tensor]) -> Plan:
+        return Plan(batch, self.options.dense_tokens, self._family.pooled)
 
     @contextlib.contextmanager
     def eval_mode(self, model: nn.Module) -> Iterator[None]:

@@ -76,7 +76,9 @@ class Split:
 
 
 class Plan:
-    """What the layers need to know in one forward pass; `chosen` keeps their channels for a recomputation.
+    """What the layers need to know in one forward pass.
+
+    `chosen` keeps their channels for a recomputation, or holds those that were chosen in advance.
 
     Args:
         batch: labels, and an attention mask where there is one.
@@ -102,13 +104,13 @@ class Plan:
         """The tokens of x (B, T, d); all layers of a forward pass see the same ones.
 
         Raises:
-            ConfigError: no token is left to be sparse.
+            ConfigError: no token is left to choose channels by.
         """
         if self._split is None:
             real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
             real = real if self.mask is None else self.mask.bool()
             self._split = Split(self._output(real), real)
-            if not len(self._split.scored):
+            if not self.chosen and not len(self._split.scored):
                 raise ConfigError(
                     "contextual_sparsity: every token of the batch is an output token, so nothing would be sparse; "
                     "allowed: labels of -100 on a prompt, or dense_tokens: none"

@@ -44,11 +44,12 @@ class Velora(Part):
     factor A of LoRA (`lora+velora`) or HiRA's factors (`hira+velora`).
 
     v comes from the whole first batch, however it is cut into micro-batches, by a forward pass of its own
-    under the random state that the training pass will have. Padding counts, as published.
+    under the random state that the training pass will have.
 
     Source: Miles et al. 2024, "VeLoRA: Memory Efficient Training using Rank-1 Sub-Token Projections", eq. 2-5.
     Departs from: roymiles/VeLoRA, which forms z v^T and a gradient per example, in float16 (`precision: float16`),
-    and keeps the batch axis in the bias gradient. PEFT zero-pads a D that G does not divide; here it is refused.
+    counts padding into v, so that v depends on how a batch is padded, and keeps the batch axis in the bias
+    gradient. PEFT zero-pads a D that G does not divide; here it is refused.
     """
 
     name = "velora"
@@ -89,6 +90,7 @@ class Velora(Part):
         """Nothing is kept yet."""
         self._groups: dict[str, int] = {}
         self._keeps: dict[str, SubTokens] = {}
+        self._mask: Tensor | None = None
 
     def check(self, chain: Any, model: nn.Module) -> None:
         """Refuses layers that do not exist and groups that do not divide them."""
@@ -158,6 +160,7 @@ class Velora(Part):
         try:
             with torch.no_grad(), torch.random.fork_rng():
                 for batch in micro_batches:
+                    self._mask = batch.get("attention_mask")
                     self._chain.before_forward(batch, step)
                     self._model(**batch)
         finally:
@@ -170,7 +173,10 @@ class Velora(Part):
         """A hook that adds the sub-tokens of a layer's input, or their outer products, to `sums`."""
 
         def gather(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            tokens = keep.split(inputs[0])
+            x = inputs[0]
+            if self._mask is not None and self._mask.shape == x.shape[:-1]:
+                x = x * self._mask[..., None].to(x.dtype)
+            tokens = keep.split(x)
             if self.options.init == "svd":
                 total = tokens.double().t() @ tokens.double()
             else:

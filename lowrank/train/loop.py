@@ -141,7 +141,8 @@ class Loop:
         units = sum(self.task.units(batch) for batch in micro_batches)
         self.state.tokens += sum(batch["attention_mask"].numel() for batch in micro_batches)
         micro_batches = [{key: tensor.to(self.device) for key, tensor in batch.items()} for batch in micro_batches]
-        self.chain.before_step(micro_batches, step)
+        with self.autocast():
+            self.chain.before_step(micro_batches, step)
         total = torch.zeros((), device=self.device)
         for batch in micro_batches:
             self.chain.before_forward(batch, step)

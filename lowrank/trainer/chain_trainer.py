@@ -124,7 +124,9 @@ class ChainTrainer(Trainer):  # type: ignore[misc]
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = [self._prepare_inputs(batch) for batch in batches]
         if batches:
-            self.chain.before_step(batches, self.state.global_step)
+            self.model.train()  # which the Trainer does later, in its training step
+            with self.accelerator.autocast():
+                self.chain.before_step(batches, self.state.global_step)
         if self.task is not None:
             items = sum(self.task.units(batch) for batch in batches)
         return batches, items
