@@ -14,6 +14,9 @@ from lowrank.report.views import kinds, parse_views
 from lowrank.study import STUDIES
 
 TABLE = {"kind": "summary", "title": "t", "note": "n", "by": ["lr"], "metrics": ["best_val_loss"]}
+CELL = {"table": "t", "row": {"lr": 1}, "column": "best_val_loss"}
+SUM = {"kind": "arithmetic", "title": "t", "note": "n"}
+SUM |= {"rows": [{"label": "twice", "formula": "2 * x", "values": {"x": CELL}}]}
 FIGURE = {"kind": "lines", "table": "t", "title": "t", "caption": "c", "x": "lr", "y": "best_val_loss"}
 FIGURE |= {"x_label": "x", "y_label": "y", "series": ["arm"]}
 
@@ -47,6 +50,10 @@ def test_views_of_every_study_are_valid(path):
         (
             {"tables": {"t": TABLE}, "claims": {"c": {"check": "tied", "table": "t"}}},
             "c: table: 't' is no table of optima",
+        ),
+        (
+            {"tables": {"a": SUM, "t": TABLE}},
+            "tables.a: 't' is no table that stands before it",
         ),
     ],
 )

@@ -5,7 +5,8 @@ import pytest
 from lowrank.errors import ConfigError
 from lowrank.files import read_yaml
 from lowrank.report.build import open_study
-from lowrank.report.ledger import Cell, Ledger, load_ledger
+from lowrank.report.kinds import CellRef
+from lowrank.report.ledger import Ledger, load_ledger
 from lowrank.report.verdicts import find_row, published
 from lowrank.report.views import parse_views
 from lowrank.strict import parse
@@ -63,7 +64,7 @@ def test_every_claim_answers_one_sentence(context):
 
 
 def test_a_cell_that_is_not_there_is_found_out(context):
-    gone = Cell(table="fig1", row={"arm": "lora", "rank": 9, "lr": 1e-4}, column="best_val_loss")
+    gone = CellRef(table="fig1", row={"arm": "lora", "rank": 9, "lr": 1e-4}, column="best_val_loss")
     assert find_row(context.table("fig1"), gone) is None
     with pytest.raises(ConfigError, match="unknown column 'rnak'"):
         find_row(context.table("fig1"), gone.model_copy(update={"row": {"rnak": 8}}))

@@ -109,7 +109,9 @@ def _ratio_evidence(case: Case, optimum: Optimum) -> str:
 def tied(context: Context, view: TiedClaim, optima: list[Optimum]) -> Finding:
     """At least one optimum of those selected cannot be told from its runner-up."""
     chosen = [optimum for optimum in optima if selects(view.where, optimum)]
-    evidence = [f"{describe(o)}: runner-up {rate(o.runner_up)}, worse by {_shown(o.gap)}" for o in chosen if o.gap]
+    evidence = [
+        f"{describe(o)}: runner-up {rate(o.runner_up)}, worse by {shown_difference(o.gap)}" for o in chosen if o.gap
+    ]
     ties = [describe(optimum) for optimum in chosen if optimum.tied[1:]]
     if ties:
         return Finding("reproduced", f"tied within seed noise: {'; '.join(ties)}", tuple(evidence))
@@ -177,7 +179,7 @@ def outperforms(context: Context, view: OutperformsClaim, optima: list[Optimum])
         if gain is not None:
             gains.append(gain)
             sides = f"{describe(one)} ({number(view.ratio)}×) against {describe(other)} ({number(view.other)}×)"
-            evidence.append(f"{sides}: {_shown(gain)}")
+            evidence.append(f"{sides}: {shown_difference(gain)}")
     if any(gain.resolved and gain.mean < 0 for gain in gains):
         return Finding(
             "reproduced",
@@ -199,7 +201,8 @@ def _goal(context: Context, table: str) -> str:
     return view.goal
 
 
-def _shown(found: Estimate | None) -> str:
+def shown_difference(found: Estimate | None) -> str:
+    """A difference with its named interval."""
     if found is None:
         return "–"
     if found.low is None or found.high is None:

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from lowrank.report.optima import Optimum
     from lowrank.report.verdicts import Finding
 
+RunsOfRow = tuple[dict[str, Any], "pd.DataFrame"]
+"""What makes a row of a table, and the runs behind it."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 TABLES: dict[str, Callable[[Context, str], pd.DataFrame]] = {}
 FIGURES: dict[str, Callable[[Context, str], Any]] = {}
 CHECKS: dict[str, Callable[..., Finding]] = {}
+CELLS: dict[str, Callable[[Context, str], list[RunsOfRow]]] = {}
+"""Kinds of tables whose rows are made of runs, one run for each seed."""
 
 
 @dataclass
@@ -44,6 +49,11 @@ class Context:
             kind = _kind(self.views.tables[name], "kind")
             self.tables[name] = TABLES[kind](self, name)
         return self.tables[name]
+
+    def cells(self, name: str) -> list[RunsOfRow] | None:
+        """The runs behind each row of a table, in its order; None for a table that no run enters."""
+        kind = _kind(self.views.tables[name], "kind")
+        return CELLS[kind](self, name) if kind in CELLS else None
 
     def optima(self, name: str) -> list[Optimum]:
         """The optima that the table of that name shows."""
@@ -77,6 +87,14 @@ def _name(record: type[Any], key: str) -> str:
 def table(record: type[Any]) -> Callable[[Function], Function]:
     """Registers a function `(context, name) -> data frame` for a kind of table."""
     return _register(TABLES, _name(record, "kind"))
+
+
+def cells(record: type[Any]) -> Callable[[Function], Function]:
+    """Registers a function `(context, name) -> [(keys, runs)]`, one for each row of a kind of table.
+
+    A claim compares the rows of such a table by seed. A kind without one holds computed, exact values.
+    """
+    return _register(CELLS, _name(record, "kind"))
 
 
 def figure(record: type[Any]) -> Callable[[Function], Function]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +76,35 @@ def with_metrics(runs: pd.DataFrame, metrics: tuple[str, ...], place: str) -> pd
     if (runs["status"] == "ok").any():
         need_columns(runs, list(metrics), place)
     return runs.assign(**{name: float("nan") for name in metrics if name not in runs})
+
+
+def plain(value: Any) -> Any:
+    """A cell of a frame as a plain value; None where there is none."""
+    if value is None or pd.isna(value):
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+DEVICE_METRIC = re.compile(r"(_s|_ms)$|(peak|rss|cuda|memory)\w*_bytes$")
+"""Names of metrics that say as much of the machine as of the method: times, rates, and measured memory."""
+
+
+def without_mixed_devices(
+    runs: pd.DataFrame, metrics: tuple[str, ...], by: tuple[str, ...]
+) -> tuple[pd.DataFrame, str]:
+    """The runs, times and memory left out where they come from several devices; and the sentence that says so.
+
+    A table with `device` among its `by` says which is which, so nothing is left out.
+    """
+    of_device = [metric for metric in metrics if DEVICE_METRIC.search(metric)]
+    if not of_device or "device" in by or "device" not in runs:
+        return runs, ""
+    measured = runs[(runs["status"] == "ok") & runs[of_device].notna().any(axis=1)]
+    devices = sorted(map(str, measured["device"].dropna().unique()))
+    if len(devices) < 2:
+        return runs, ""
+    why = f"{', '.join(of_device)} left out: measured on several devices ({', '.join(devices)})"
+    return runs.assign(**{metric: float("nan") for metric in of_device}), why
 
 
 def meets(value: Any, condition: Any) -> bool:

@@ -9,19 +9,10 @@ from pydantic import model_validator
 
 from lowrank.errors import ConfigError
 from lowrank.files import REPOSITORY, read_yaml
-from lowrank.report.kinds import Value
+from lowrank.report.kinds import CellRef
 from lowrank.strict import Name, NonNegativeFloat, PositiveFloat, PositiveInt, Strict, parse
 
 REPORTED = REPOSITORY / "resources" / "reported"
-
-
-class Cell(Strict):
-    """Where our answer stands."""
-
-    table: Name
-    row: dict[str, Value]
-    """Column -> value; together they name one row. `null` is a column without a value."""
-    column: str
 
 
 class Entry(Strict):
@@ -41,7 +32,8 @@ class Entry(Strict):
     """Largest ratio, either way, that reproduces the value."""
     among: bool = False
     """The value is reproduced where it is one of those that our cell lists."""
-    cell: Cell | None = None
+    cell: CellRef | None = None
+    """Where our answer stands."""
     claim: Name | None = None
     note: str = ""
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lowrank.errors import ConfigError
 from lowrank.report.frame import by_seed, groups, meets, need_columns, select, state, with_metrics
-from lowrank.report.kinds import Optima, Where
+from lowrank.report.kinds import Goal, Optima, Where
 from lowrank.report.stats import Estimate, estimate, paired
 
 SAME_RATIO = math.sqrt(3)
@@ -105,7 +105,10 @@ def find_optima(runs: pd.DataFrame, view: Optima, place: str) -> list[Optimum]:
     chosen = select(runs, view.where, place)
     need_columns(chosen, [*view.by, view.axis], place)
     chosen = with_metrics(chosen, (view.metric, *view.carry), place)
-    found = [_optimum(keys, rows, view) for keys, rows in groups(chosen, view.by)]
+    found = [
+        find_optimum(keys, rows, view.axis, view.metric, view.goal, view.carry)
+        for keys, rows in groups(chosen, view.by)
+    ]
     baselines = [optimum for optimum in found if selects(view.baseline, optimum)]
     return [dataclasses.replace(optimum, base=_baseline(optimum, baselines, view, place)) for optimum in found]
 
@@ -124,9 +127,21 @@ def _baseline(optimum: Optimum, baselines: Sequence[Optimum], view: Optima, plac
     return matching[0] if matching else None
 
 
-def _optimum(keys: dict[str, Any], rows: pd.DataFrame, view: Optima) -> Optimum:
-    sign = 1.0 if view.goal == "min" else -1.0
-    cells = {float(point[view.axis]): by_seed(cell, view.metric) for point, cell in groups(rows, (view.axis,))}
+def find_optimum(
+    keys: dict[str, Any], rows: pd.DataFrame, axis: str, metric: str, goal: Goal, carry: tuple[str, ...] = ()
+) -> Optimum:
+    """The best value along `axis` by the mean over seeds of `metric`.
+
+    Args:
+        keys: the configuration.
+        rows: its runs.
+        axis: the swept column.
+        metric: what is optimised.
+        goal: min or max.
+        carry: further columns, averaged over seeds at the optimum.
+    """
+    sign = 1.0 if goal == "min" else -1.0
+    cells = {float(point[axis]): by_seed(cell, metric) for point, cell in groups(rows, (axis,))}
     status, cause = state(rows)
     # A value where a seed diverged, or is missing, does not compete with those that have every seed.
     most = max(map(len, cells.values()))
@@ -138,8 +153,8 @@ def _optimum(keys: dict[str, Any], rows: pd.DataFrame, view: Optima) -> Optimum:
     runner_up = order[1] if len(order) > 1 else None
     seeds = sorted({seed for values in candidates.values() for seed in values})
     complete = {seed: [v for v in order if seed in candidates[v]] for seed in seeds}
-    at_best = rows[(rows[view.axis] == best) & (rows["status"] == "ok")]
-    tested = tuple(sorted(value for value in cells if _was_run(rows[rows[view.axis] == value])))
+    at_best = rows[(rows[axis] == best) & (rows["status"] == "ok")]
+    tested = tuple(sorted(value for value in cells if _was_run(rows[rows[axis] == value])))
     return Optimum(
         keys=keys,
         grid=tested,
@@ -153,7 +168,7 @@ def _optimum(keys: dict[str, Any], rows: pd.DataFrame, view: Optima) -> Optimum:
         incomplete=bool(rows["status"].isin(["missing", "failed"]).any()),
         status=status,
         cause=cause,
-        carried={name: estimate(list(at_best[name])) for name in view.carry if at_best[name].notna().any()},
+        carried={name: estimate(list(at_best[name])) for name in carry if at_best[name].notna().any()},
     )
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from lowrank.report.context import Context, table
-from lowrank.report.frame import by_seed, groups, need_columns, select, state, with_metrics
-from lowrank.report.kinds import Coverage, Optima, Settings, Summary
-from lowrank.report.optima import Optimum
+from lowrank.report.context import Context, RunsOfRow, cells, table
+from lowrank.report.frame import by_seed, groups, need_columns, select, state, with_metrics, without_mixed_devices
+from lowrank.report.kinds import Coverage, Optima, Settings, Summary, Tuned
+from lowrank.report.optima import Optimum, find_optimum
 from lowrank.report.stats import Estimate, estimate
-from lowrank.report.text import numbers
+from lowrank.report.text import label, numbers
 
 
 def _view(context: Context, name: str) -> Any:
@@ -29,23 +29,99 @@ def _interval(name: str, found: Estimate | None) -> dict[str, float | None]:
     return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
+@cells(Summary)
+def summary_cells(context: Context, name: str) -> list[RunsOfRow]:
+    """The runs of each combination of `by`."""
+    view: Summary = _view(context, name)
+    runs = select(context.runs, view.where, _place(context, name))
+    need_columns(runs, list(view.by), _place(context, name))
+    return groups(runs, view.by)
+
+
 @table(Summary)
 def summary(context: Context, name: str) -> pd.DataFrame:
     """Mean and t interval over seeds of each metric, one row per combination of `by`."""
     view: Summary = _view(context, name)
-    runs = select(context.runs, view.where, _place(context, name))
-    need_columns(runs, list(view.by), _place(context, name))
-    runs = with_metrics(runs, view.metrics, _place(context, name))
-    rows = []
-    for keys, cell in groups(runs, view.by):
+    return pd.DataFrame(_measured(context, name, context.cells(name) or [], view.metrics, view.by))
+
+
+def _measured(
+    context: Context, name: str, rows: list[RunsOfRow], metrics: tuple[str, ...], by: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Each row with its metrics, their intervals, how many seeds there are, and what is missing."""
+    shown = context.runs.loc[[index for _, cell in rows for index in cell.index]]
+    runs, mixed = without_mixed_devices(with_metrics(shown, metrics, _place(context, name)), metrics, by)
+    found = []
+    for keys, cell in rows:
         row: dict[str, Any] = dict(keys)
-        for metric in view.metrics:
-            values = list(by_seed(cell, metric).values())
+        for metric in metrics:
+            values = list(by_seed(runs.loc[cell.index], metric).values())
             row |= _interval(metric, estimate(values) if values else None)
         status, cause = state(cell)
         row |= {"seeds": int((cell["status"] == "ok").sum()), "seeds_planned": len(cell)}
-        rows.append({**row, "status": status, "cause": cause})
-    return pd.DataFrame(rows)
+        found.append({**row, "status": status, "cause": "; ".join(filter(None, (cause, mixed)))})
+    return found
+
+
+@cells(Tuned)
+def tuned_cells(context: Context, name: str) -> list[RunsOfRow]:
+    """The runs of each combination of `by` at its chosen value; all of them where nothing can be chosen."""
+    return [(keys, cell) for keys, cell, _ in _choices(context, name)]
+
+
+@table(Tuned)
+def tuned(context: Context, name: str) -> pd.DataFrame:
+    """The value of `axis` that the validation metric chooses, and the metrics measured there."""
+    view: Tuned = _view(context, name)
+    metrics = tuple(dict.fromkeys((view.choose_by, *view.metrics)))
+    choices = _choices(context, name)
+    rows = _measured(context, name, [(keys, cell) for keys, cell, _ in choices], metrics, view.by)
+    return pd.DataFrame([_beside_keys(row, view.by, chosen) for row, (_, _, chosen) in zip(rows, choices, strict=True)])
+
+
+def _beside_keys(row: dict[str, Any], by: tuple[str, ...], more: dict[str, Any]) -> dict[str, Any]:
+    return {**{key: row[key] for key in by}, **more, **row}
+
+
+def _choices(context: Context, name: str) -> list[tuple[dict[str, Any], pd.DataFrame, dict[str, Any]]]:
+    """For each combination of `by`: its keys, the runs at the chosen value, and what is to be said of the choice."""
+    view: Tuned = _view(context, name)
+    place = _place(context, name)
+    runs = select(context.runs, view.where, place)
+    need_columns(runs, [*view.by, view.axis], place)
+    runs = with_metrics(runs, (view.choose_by,), place)
+    found = []
+    for keys, cell in groups(runs, view.by):
+        chosen: dict[str, Any] = {f"best_{view.axis}": None, "edge": "", "tuning": ""}
+        values = cell[view.axis].nunique()
+        if values < 2:
+            # A run of no steps is the untouched base: there is nothing that a better value could do.
+            untouched = "steps" in cell and bool((cell["steps"] == 0).all())
+            chosen["tuning"] = "nothing to tune" if untouched else f"{label(view.axis)} not tuned at this scale"
+        if values > 0:
+            optimum = find_optimum(keys, cell, view.axis, view.choose_by, view.goal)
+            # An end counts where the choice itself lies there, not where a tie reaches it.
+            ends = dict(zip(optimum.grid[:1] + optimum.grid[-1:], ("low", "high"), strict=False))
+            edge = ends.get(optimum.best, "") if optimum.best is not None and values > 1 else ""
+            chosen |= {f"best_{view.axis}": optimum.best, "edge": edge}
+            if optimum.best is not None:
+                if optimum.incomplete:
+                    chosen["tuning"] = f"a run that may have been better is missing: {optimum.cause}"
+                cell = cell[cell[view.axis] == optimum.best]
+        found.append((keys, cell, chosen))
+    return found
+
+
+@cells(Optima)
+def optima_cells(context: Context, name: str) -> list[RunsOfRow]:
+    """The runs of each configuration at its optimum."""
+    view: Optima = _view(context, name)
+    chosen = select(context.runs, view.where, _place(context, name))
+    optima = context.optima(name)
+    return [
+        (dict(optimum.keys), cell if optimum.best is None else cell[cell[view.axis] == optimum.best])
+        for optimum, (_, cell) in zip(optima, groups(chosen, view.by), strict=True)
+    ]
 
 
 @table(Optima)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-NAMES = {"alpha_over_rank": "α/r", "budget": "training", "arm": "method"}
+NAMES = {"lr": "learning rate", "alpha_over_rank": "α/r", "budget": "training", "arm": "method"}
 
 
 def number(value: Any) -> str:
@@ -39,6 +39,16 @@ def rate(value: Any) -> str:
 def label(key: str) -> str:
     """What a column is called in a sentence."""
     return NAMES.get(key, key.replace("_", " "))
+
+
+def configuration(keys: Mapping[str, Any]) -> str:
+    """A row's keys as a sentence names them: `lora, rank 8, alpha 32`; what has no value is left out."""
+    words = [
+        str(value) if isinstance(value, str) else f"{label(key)} {rate(value)}"
+        for key, value in keys.items()
+        if value is not None and not (isinstance(value, float) and math.isnan(value)) and value != "main"
+    ]
+    return ", ".join(words) or "all runs"
 
 
 def numbers(values: Iterable[Any]) -> str:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from lowrank.report.context import Context
-from lowrank.report.frame import select
-from lowrank.report.ledger import Artefact, Cell, Entry
+from lowrank.report.frame import plain, select
+from lowrank.report.kinds import CellRef
+from lowrank.report.ledger import Artefact, Entry
 from lowrank.report.text import rate
 
 Verdict = Literal["reproduced", "differs", "not resolved", "not comparable", "not run", "impossible"]
@@ -58,7 +59,7 @@ def _claim(context: Context, entry: Entry) -> tuple[None, Finding]:
 def _cell(context: Context, entry: Entry) -> tuple[Any, Finding]:
     assert entry.cell is not None
     row = find_row(context.table(entry.cell.table), entry.cell)
-    ours = None if row is None else _plain(row[entry.cell.column])
+    ours = None if row is None else plain(row[entry.cell.column])
     if entry.value is None:
         return ours, Finding("impossible", "the document does not show this number")
     if entry.kind == "numeric" and context.scale != "paper":
@@ -70,7 +71,7 @@ def _cell(context: Context, entry: Entry) -> tuple[Any, Finding]:
         return ours, Finding("differs" if status == "diverged" else "not run", str(row.get("cause", "")) or "no value")
     if status in ("partial", "missing", "failed") and _incomplete(row):
         return ours, Finding("not resolved", str(row["cause"]))
-    if entry.cell.column == "ratio" and row.get("tie") != "no":
+    if entry.cell.column == "ratio" and "tie" in row and row["tie"] != "no":
         why = "one seed" if row["tie"] == "one seed" else f"tied learning rates allow the ratios {row['ratios']}"
         return ours, Finding("not resolved", why)
     return ours, _compare(entry, ours)
@@ -78,10 +79,11 @@ def _cell(context: Context, entry: Entry) -> tuple[Any, Finding]:
 
 def _incomplete(row: pd.Series[Any]) -> bool:
     # An optimum whose sweep holds a diverged run is whole: divergence is a result.
-    return "missing" in str(row["cause"]) or "failed" in str(row["cause"]) or row["seeds"] < row["seeds_planned"]
+    missing = "missing" in str(row["cause"]) or "failed" in str(row["cause"])
+    return missing or bool("seeds" in row and row["seeds"] < row["seeds_planned"])
 
 
-def find_row(table: pd.DataFrame, cell: Cell) -> pd.Series[Any] | None:
+def find_row(table: pd.DataFrame, cell: CellRef) -> pd.Series[Any] | None:
     """The one row that a cell names, or None.
 
     Raises:
@@ -90,12 +92,6 @@ def find_row(table: pd.DataFrame, cell: Cell) -> pd.Series[Any] | None:
     kept = select(table, {column: (value,) for column, value in cell.row.items()}, f"cell of {cell.table}")
     assert len(kept) <= 1, f"{cell} names {len(kept)} rows"
     return kept.iloc[0] if len(kept) else None
-
-
-def _plain(value: Any) -> Any:
-    if pd.isna(value):
-        return None
-    return value.item() if hasattr(value, "item") else value
 
 
 def _compare(entry: Entry, ours: Any) -> Finding:

@@ -51,6 +51,12 @@ def parse_views(raw: Mapping[str, Any], where: str) -> Views:
     figures = _section(raw, "figures", FigureView, "kind", where)
     claims = _section(raw, "claims", ClaimView, "check", where)
     views = Views.model_construct(tables=tables, figures=figures, claims=claims)
+    for index, (name, view) in enumerate(tables.items()):
+        for table in view.reads():
+            before = list(tables)[:index]
+            if table not in before:
+                hint = suggest(table, before)
+                raise ConfigError(f"{where}: tables.{name}: {table!r} is no table that stands before it{hint}")
     for section in (figures, claims):
         for name, view in section.items():
             table = getattr(view, "table", None)

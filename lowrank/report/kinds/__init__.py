@@ -4,39 +4,65 @@ A kind is a record here and a function in a module of `lowrank.report`, joined b
 its siblings; a test holds the two together. Nothing heavy is imported.
 """
 
-from lowrank.report.kinds.base import ClaimView, FigureView, Range, TableView, Value, Where
+from lowrank.report.kinds.base import CellRef, ClaimView, FigureView, Goal, Range, TableView, Value, Where
 from lowrank.report.kinds.claims import (
     Case,
+    CompareClaim,
     DependsClaim,
     GridResolutionClaim,
     OptimaClaim,
+    OrderClaim,
     OutperformsClaim,
     RatioClaim,
     ResultsSchemaClaim,
+    TableClaim,
     TiedClaim,
+    WithinClaim,
 )
 from lowrank.report.kinds.figures import Lines
-from lowrank.report.kinds.tables import Coverage, DocumentCurves, Optima, Settings, Summary
+from lowrank.report.kinds.tables import (
+    Arithmetic,
+    ArithmeticRow,
+    CountRow,
+    Counts,
+    Coverage,
+    DocumentCurves,
+    Optima,
+    Settings,
+    Summary,
+    Tuned,
+)
 
 __all__ = [
+    "Arithmetic",
+    "ArithmeticRow",
     "Case",
+    "CellRef",
     "ClaimView",
+    "CompareClaim",
+    "CountRow",
+    "Counts",
     "Coverage",
     "DependsClaim",
     "DocumentCurves",
     "FigureView",
+    "Goal",
     "GridResolutionClaim",
     "Lines",
     "Optima",
     "OptimaClaim",
+    "OrderClaim",
     "OutperformsClaim",
     "Range",
     "RatioClaim",
     "ResultsSchemaClaim",
     "Settings",
     "Summary",
+    "TableClaim",
     "TableView",
     "TiedClaim",
+    "Tuned",
     "Value",
     "Where",
+    "WithinClaim",
 ]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from lowrank.strict import Name, Strict
 
 Value = int | float | str | None
+
+Goal = Literal["min", "max"]
+"""Whether less or more is better."""
 
 
 class Range(Strict):
@@ -21,6 +26,15 @@ Where = dict[str, Range | tuple[Value, ...]]
 """Column -> the values that are kept (`null` keeps rows without one), or a range."""
 
 
+class CellRef(Strict):
+    """One cell of a table."""
+
+    table: Name
+    row: dict[str, Value]
+    """Column -> value; together they name one row. `null` is a column without a value."""
+    column: str
+
+
 class TableView(Strict):
     """A table: `results/studies/<study>/<name>.csv`."""
 
@@ -29,6 +43,10 @@ class TableView(Strict):
     """Defines the columns; stands beside the table."""
     show: tuple[str, ...] = ()
     """Columns on the page, in order; all of them where empty. The CSV always has all."""
+
+    def reads(self) -> tuple[str, ...]:
+        """Other tables that this one is computed from; they stand before it."""
+        return ()
 
 
 class FigureView(Strict):

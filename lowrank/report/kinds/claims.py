@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lowrank.report.kinds.base import ClaimView, Where
-from lowrank.strict import Name, PositiveFloat, Strict
+from pydantic import model_validator
+
+from lowrank.report.kinds.base import ClaimView, Goal, Value, Where
+from lowrank.strict import Name, NonNegativeFloat, PositiveFloat, Strict
 
 
 class Case(Strict):
@@ -73,3 +75,63 @@ class ResultsSchemaClaim(ClaimView):
 
     check: Literal["results_schema"]
     keys: tuple[str, ...]
+
+
+class TableClaim(ClaimView):
+    """A claim about a metric of one table."""
+
+    table: Name
+
+
+class CompareClaim(TableClaim):
+    """Each configuration of `better` beats each of `worse`, by the paired difference over seeds."""
+
+    check: Literal["compare"]
+    metric: str
+    goal: Goal
+    better: Where
+    worse: Where
+    by: tuple[str, ...] = ()
+    """Columns in which the two sides agree, such as the data."""
+    anywhere: bool = False
+    """One pair that holds is enough; else all must."""
+    equal_within: NonNegativeFloat | None = None
+    """The claim is that both are equal: the whole interval lies within this difference."""
+    or_better: bool = False
+    """With `equal_within`: the first side is at least as good, and may be better by any amount."""
+
+    @model_validator(mode="after")
+    def _margin(self) -> CompareClaim:
+        if self.or_better and self.equal_within is None:
+            raise ValueError("or_better needs equal_within, the difference that still counts as equal")
+        return self
+
+
+class OrderClaim(TableClaim):
+    """Configurations in the order of a ranking, the best first: every one beats every later one."""
+
+    check: Literal["order"]
+    metric: str
+    goal: Goal
+    ranking: tuple[Where, ...]
+
+
+class WithinClaim(TableClaim):
+    """A column of the selected rows lies within bounds, its interval over seeds included."""
+
+    check: Literal["within"]
+    where: Where = {}
+    column: str
+    at_least: float | None = None
+    at_most: float | None = None
+    equals: Value = None
+    tolerance: NonNegativeFloat = 0.0
+    """Largest difference from `equals`."""
+    reason: str
+    """Why these bounds decide the sentence."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> WithinClaim:
+        if (self.equals is None) == (self.at_least is None and self.at_most is None):
+            raise ValueError("give equals (with a tolerance), or at_least and at_most")
+        return self

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from lowrank.report.kinds.base import TableView, Value, Where
+from lowrank.report.kinds.base import CellRef, Goal, TableView, Value, Where
+from lowrank.strict import Name, PositiveInt, Strict
 
 
 class Summary(TableView):
@@ -25,7 +26,7 @@ class Optima(TableView):
     by: tuple[str, ...]
     axis: str
     metric: str
-    goal: Literal["min", "max"] = "min"
+    goal: Goal = "min"
     where: Where = {}
     baseline: Where
     """The rows whose optimum the ratio divides by."""
@@ -33,6 +34,20 @@ class Optima(TableView):
     """Columns in which an optimum and its baseline agree."""
     carry: tuple[str, ...] = ()
     """Further columns, averaged over seeds at the optimum."""
+
+
+class Tuned(TableView):
+    """One row per combination of `by`: the value of `axis` that `choose_by` likes best, and the metrics there."""
+
+    kind: Literal["tuned"]
+    by: tuple[str, ...]
+    axis: str
+    choose_by: str
+    """Its mean over seeds decides; measured on the validation split, for the metrics are reported."""
+    goal: Goal = "min"
+    """Whether less or more of `choose_by` is better."""
+    metrics: tuple[str, ...]
+    where: Where = {}
 
 
 class Settings(TableView):
@@ -62,3 +77,52 @@ class DocumentCurves(TableView):
     baseline: dict[str, Value]
     stated: str
     """The artefact that states the ratios."""
+
+
+class CountRow(Strict):
+    """A method on a model, to be counted without weights."""
+
+    label: str
+    card: Name
+    """The model card; nothing of it is fetched."""
+    chain: Any
+    """As in an arm of the study."""
+    task: Literal["classification", "causal_lm"] = "classification"
+    labels: PositiveInt = 2
+    """Classes of the head; not used for `causal_lm`."""
+    layers: PositiveInt | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: PositiveInt | None = None
+    """Examples of the step whose activations count; where it is not given, they are left out."""
+    tokens: PositiveInt | None = None
+    """Tokens of each example; an image model needs none."""
+
+
+class Counts(TableView):
+    """Parameters and bytes of a training step, counted on shapes alone: exact, at every scale."""
+
+    kind: Literal["counts"]
+    rows: tuple[CountRow, ...]
+
+
+class ArithmeticRow(Strict):
+    """A number that follows from others."""
+
+    label: str
+    formula: str
+    """+ - * / // % **, parentheses, exp log sqrt round floor ceil min max, and the names of `values`."""
+    values: dict[str, int | float | CellRef] = {}
+    printed: str | int | float | None = None
+    """As the document prints it; text keeps its last zeros."""
+
+
+class Arithmetic(TableView):
+    """One row per formula: what it gives, and whether the document's printed number is that, rounded."""
+
+    kind: Literal["arithmetic"]
+    rows: tuple[ArithmeticRow, ...]
+
+    def reads(self) -> tuple[str, ...]:
+        """The tables whose cells enter a formula."""
+        values = (value for row in self.rows for value in row.values.values())
+        return tuple(value.table for value in values if isinstance(value, CellRef))

@@ -1,0 +1,203 @@
+"""Claims about a metric of any table: one side beats another, a ranking holds, a value lies within bounds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lowrank.report.checks import combine, shown_difference
+from lowrank.report.context import Context, check
+from lowrank.report.frame import need_columns, plain, select
+from lowrank.report.kinds import CompareClaim, OrderClaim, WithinClaim
+from lowrank.report.samples import Sample, samples
+from lowrank.report.stats import Estimate, paired
+from lowrank.report.text import configuration, label, number
+from lowrank.report.verdicts import Finding
+
+Pair = tuple[Sample, Sample]
+
+
+@check(CompareClaim)
+def compare(context: Context, view: CompareClaim, optima: None) -> Finding:
+    """Whether each configuration of one side beats (or equals) each of the other, seed by seed."""
+    found = samples(context, view.table, view.metric, f"{context.study}: claims")
+    left, right = ([one for one in found if one.selected(where)] for where in (view.better, view.worse))
+    pairs = [(a, b) for a in left for b in right if all(a.keys.get(key) == b.keys.get(key) for key in view.by)]
+    parts = [_compare(pair, view) for pair in pairs]
+    evidence = [_evidence(pair, view.metric, view.goal) for pair in pairs]
+    hits = [part for part in parts if part.verdict == "reproduced"]
+    if view.anywhere and hits:
+        return Finding("reproduced", f"{len(hits)} of {len(parts)}: {hits[0].cause}", tuple(evidence))
+    if view.anywhere and any(part.verdict != "differs" for part in parts):
+        parts = [part for part in parts if part.verdict != "differs"]  # what is open may still hold
+    return combine(parts, evidence)
+
+
+@check(OrderClaim)
+def order(context: Context, view: OrderClaim, optima: None) -> Finding:
+    """Whether every configuration of a ranking beats every later one."""
+    found = samples(context, view.table, view.metric, f"{context.study}: claims")
+    places = [[one for one in found if one.selected(where)] for where in view.ranking]
+    absent = [str(index + 1) for index, place in enumerate(places) if not place]
+    pairs = [pair for a, b in itertools.combinations(places, 2) for pair in itertools.product(a, b)]
+    rule = CompareClaim(check="compare", table=view.table, metric=view.metric, goal=view.goal, better={}, worse={})
+    parts = [_compare(pair, rule) for pair in pairs]
+    if absent:
+        parts.append(Finding("not run", f"no run at place {', '.join(absent)} of the ranking"))
+    return combine(parts, [_evidence(pair, view.metric, view.goal) for pair in pairs])
+
+
+def _compare(pair: Pair, view: CompareClaim) -> Finding:
+    """One pair: what its interval says, unless something stands in the way."""
+    ours, other = pair
+    open_question = _open(ours, other, view.metric)
+    if open_question:
+        return open_question
+    gain = _gain(pair, view.goal)
+    assert gain is not None
+    exact = ours.exact is not None and other.exact is not None
+    if gain.low is None and not exact:
+        return Finding("not resolved", "one seed")
+    verdict = _verdict(gain, view)
+    sides = f"{ours.name} {_relation(gain)} {other.name}: {label(view.metric)} {_shown(gain, view.goal, exact)}"
+    limited = _limited(ours, other, verdict, view.equal_within is not None)
+    if limited:
+        return Finding("not resolved", f"{sides}; but {limited}")
+    caveats = [f"{one.name}: {one.tuning}" for one in pair if one.tuning and one.tuning != "nothing to tune"]
+    return Finding(verdict, "; ".join([sides, *caveats]))
+
+
+def _open(ours: Sample, other: Sample, metric: str) -> Finding | None:
+    for one, wins in ((ours, "differs"), (other, "reproduced")):
+        if one.values or one.exact is not None:
+            continue
+        if one.status == "diverged" and (ours.values or other.values):
+            return Finding("differs" if wins == "differs" else "reproduced", f"{one.name} diverged")
+        verdict = "not run" if one.status in ("missing", "failed") else "not resolved"
+        return Finding(verdict, f"{one.name}: {one.cause or f'no {label(metric)}'}")  # type: ignore[arg-type]
+    for one in (ours, other):
+        if one.exact is None and len(one.values) < one.seeds and one.status != "diverged":
+            return Finding("not resolved", f"{one.name}: {one.cause}")
+    if ours.exact is None and other.exact is None and not ours.values.keys() & other.values.keys():
+        return Finding("not resolved", f"{ours.name} and {other.name} share no seed")
+    return None
+
+
+def _gain(pair: Pair, goal: str) -> Estimate | None:
+    """How much better the first side is, paired by seed; a computed value stands beside every seed."""
+    sign = 1.0 if goal == "max" else -1.0
+    ours, other = pair
+    if ours.exact is not None and other.exact is not None:
+        gain = sign * (ours.exact - other.exact)
+        return Estimate(gain, gain, gain, 0)
+    seeds = ours.values or other.values
+    sides = [
+        {s: sign * (one.values[s] if one.exact is None else one.exact) for s in one.values or seeds} for one in pair
+    ]
+    return paired(sides[0], sides[1])
+
+
+def _verdict(gain: Estimate, view: CompareClaim) -> Any:
+    low, high = (gain.low, gain.high) if gain.low is not None and gain.high is not None else (gain.mean, gain.mean)
+    if view.equal_within is None:
+        if low > 0:
+            return "reproduced"
+        return "differs" if high < 0 or low == high else "not resolved"
+    upper = math.inf if view.or_better else view.equal_within
+    if low >= -view.equal_within and high <= upper:
+        return "reproduced"
+    return "differs" if high < -view.equal_within or low > upper else "not resolved"
+
+
+def _limited(ours: Sample, other: Sample, verdict: str, equal: bool) -> str:
+    """Why a side could still do better than it did, where that would turn the verdict."""
+    losers = [ours, other] if equal else [other] if verdict == "reproduced" else [ours] if verdict == "differs" else []
+    edges = [one for one in losers if one.edge]
+    return "; ".join(f"{one.name} was tuned to the {one.edge} edge of its grid and may do better" for one in edges)
+
+
+def _relation(gain: Estimate) -> str:
+    return "beats" if gain.mean > 0 else "loses to" if gain.mean < 0 else "equals"
+
+
+def _shown(gain: Estimate, goal: str, exact: bool) -> str:
+    turned = gain if goal == "max" else Estimate(-gain.mean, _minus(gain.high), _minus(gain.low), gain.seeds)
+    return f"{turned.mean:+.6g}" if exact else shown_difference(turned)
+
+
+def _minus(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+def _evidence(pair: Pair, metric: str, goal: str) -> str:
+    ours, other = pair
+    gain = _gain(pair, goal) if all(one.values or one.exact is not None for one in pair) else None
+    difference = "no difference" if gain is None else _shown(gain, goal, gain.seeds == 0)
+    return f"{ours.name} ({_mean(ours)}) against {other.name} ({_mean(other)}): {label(metric)} {difference}"
+
+
+def _mean(one: Sample) -> str:
+    if one.exact is not None:
+        return number(one.exact)
+    return number(sum(one.values.values()) / len(one.values)) if one.values else one.status
+
+
+@check(WithinClaim)
+def within(context: Context, view: WithinClaim, optima: None) -> Finding:
+    """Whether a column of the selected rows lies within bounds."""
+    place = f"{context.study}: claims"
+    table = context.table(view.table)
+    need_columns(table, [view.column], place)
+    rows = select(table, view.where, place).to_dict("records")
+    measured = context.cells(view.table) is not None
+    parts = [_within(row, view, measured) for row in rows]
+    keys = list(view.where)
+    evidence = [f"{_row_name(row, keys)}: {label(view.column)} {_with_interval(row, view.column)}" for row in rows]
+    return combine(parts, [*evidence, f"allowed: {_bounds(view)}, since {view.reason}"])
+
+
+def _within(row: dict[Any, Any], view: WithinClaim, measured: bool) -> Finding:
+    value, name = plain(row[view.column]), _row_name(row, list(view.where))
+    if value is None:
+        status = row.get("status", "ok")
+        return Finding("not run" if status != "ok" else "not resolved", f"{name}: {row.get('cause') or 'no value'}")
+    if isinstance(value, str) or isinstance(view.equals, str):
+        same = value == view.equals
+        return Finding("reproduced" if same else "differs", f"{name}: {label(view.column)} {value}")
+    low, high = (plain(row.get(f"{view.column}_{end}")) for end in ("low", "high"))
+    if measured and f"{view.column}_low" in row and (low is None or high is None):
+        return Finding("not resolved", "one seed")
+    low, high = (value, value) if low is None or high is None else (low, high)
+    least, most = _limits(view)
+    said = f"{name}: {label(view.column)} {_with_interval(row, view.column)}, allowed {_bounds(view)}"
+    if low >= least and high <= most:
+        return Finding("reproduced", said)
+    return Finding("differs" if high < least or low > most else "not resolved", said)
+
+
+def _limits(view: WithinClaim) -> tuple[float, float]:
+    if view.equals is not None:
+        wanted = float(view.equals)
+        slack = view.tolerance + 1e-12 * abs(wanted)  # a sum of floats is not exact
+        return wanted - slack, wanted + slack
+    least = -math.inf if view.at_least is None else view.at_least
+    return least, math.inf if view.at_most is None else view.at_most
+
+
+def _bounds(view: WithinClaim) -> str:
+    if view.equals is not None:
+        return number(view.equals) + (f" ± {number(view.tolerance)}" if view.tolerance else " exactly")
+    ends = (("at least", view.at_least), ("at most", view.at_most))
+    return " and ".join(f"{word} {number(end)}" for word, end in ends if end is not None)
+
+
+def _row_name(row: dict[Any, Any], keys: Sequence[str]) -> str:
+    return str(row["label"]) if "label" in row else configuration({key: row.get(key) for key in keys})
+
+
+def _with_interval(row: dict[Any, Any], column: str) -> str:
+    low, high = (plain(row.get(f"{column}_{end}")) for end in ("low", "high"))
+    shown = number(plain(row[column]))
+    return shown if low is None or high is None else f"{shown} [{number(low)}, {number(high)}]"

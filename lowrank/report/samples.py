@@ -1,0 +1,72 @@
+"""The configurations of a table with what each seed measured: what claims about a table compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lowrank.report.context import Context
+from lowrank.report.frame import by_seed, meets, need_columns, plain, state
+from lowrank.report.kinds import Where
+from lowrank.report.text import configuration
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a table: a metric by seed, or one value that no seed enters."""
+
+    keys: Mapping[str, Any]
+    values: Mapping[int, float]
+    exact: float | None
+    """The value of a table that is computed and not measured."""
+    seeds: int
+    """How many were planned."""
+    status: str
+    cause: str
+    edge: str = ""
+    """At which end of its grid the tuned value lies."""
+    tuning: str = ""
+    """Says so where nothing was tuned."""
+
+    @property
+    def name(self) -> str:
+        """The configuration in words."""
+        return str(self.keys["label"]) if "label" in self.keys else configuration(self.keys)
+
+    def selected(self, where: Where) -> bool:
+        """Whether the configuration meets every condition."""
+        return all(meets(self.keys.get(column), condition) for column, condition in where.items())
+
+
+def samples(context: Context, table: str, metric: str, place: str) -> list[Sample]:
+    """Every row of a table with its metric by seed; of a computed table, with its exact value.
+
+    Args:
+        context: the study.
+        table: its name.
+        metric: a column.
+        place: starts a message.
+
+    Raises:
+        ConfigError: no such column.
+    """
+    frame = context.table(table)
+    need_columns(frame, [metric], place)
+    cells = context.cells(table)
+    if cells is None:
+        return [_computed(row, metric) for row in frame.to_dict("records")]
+    found = []
+    for (keys, runs), row in zip(cells, frame.to_dict("records"), strict=True):
+        status, cause = state(runs)
+        values = by_seed(runs, metric) if metric in runs and plain(row[metric]) is not None else {}
+        edge, tuning = str(row.get("edge") or ""), str(row.get("tuning") or "")
+        cause = cause or str(row.get("cause") or "")
+        found.append(Sample(keys, values, None, runs["seed"].nunique(), status, cause, edge, tuning))
+    return found
+
+
+def _computed(row: dict[Any, Any], metric: str) -> Sample:
+    value = plain(row[metric])
+    status, cause = str(row.get("status", "ok")), str(row.get("cause") or "")
+    return Sample(row, {}, None if value is None else float(value), 0, status, cause)
