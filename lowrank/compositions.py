@@ -39,6 +39,7 @@ STEPS = 3
 CHAINS = {
     "full+velora": "VeLoRA in pre-training",
     "full+galore": "GaLore",
+    "full+low_rank": "plain low-rank pre-training, W = B A",
     "full+lora+alpha_merge": "SuperReLoRA beside a base that trains",
     "lora+alpha_merge": "SuperReLoRA",
     "lora+relora": "ReLoRA",

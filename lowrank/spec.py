@@ -63,6 +63,9 @@ class DataSpec(Strict):
     concatenate: bool = True
     """Text only: documents end to end, cut into rows of `max_length`. False makes each document a row, cut at
     `max_length`, as many published scripts do."""
+    sample: Literal["rows", "blocks"] = "rows"
+    """What a training batch is made of: the rows, each once an epoch, or blocks of `max_length` tokens that begin
+    anywhere in the training text, drawn anew in each step, as nanoGPT does. Evaluation always goes through the rows."""
     split_seed: NonNegativeInt = 0
     validation_fraction: Fraction = 0.1
     """Carved from the training split where the card has no validation split."""
@@ -151,6 +154,14 @@ class RunSpec(Strict):
     train: TrainSpec
     seed: NonNegativeInt = 0
 
+    @model_validator(mode="after")
+    def _blocks_of_text(self) -> RunSpec:
+        if self.data.sample == "blocks" and self.task == "classification":
+            raise ValueError("data.sample 'blocks' cuts a text anywhere; allowed with task 'classification': rows")
+        if self.data.sample == "blocks" and not self.data.concatenate:
+            raise ValueError("data.sample 'blocks' cuts documents that stand end to end; allowed: concatenate true")
+        return self
+
     def dump(self) -> dict[str, Any]:
         """The spec as plain JSON values, fields equal to their defaults left out."""
         plain = self.model_dump(mode="json", exclude_defaults=True, exclude={"chain"})
@@ -199,7 +210,7 @@ def eval_id(spec: EvalSpec, pins: Pins) -> str:
 
 def data_id(spec: DataSpec, pins: Pins) -> str:
     """Names prepared data: the card and 8 hex digits over spec, data and tokenizer."""
-    plain = spec.model_dump(mode="json", exclude_defaults=True, exclude={"pad"})
+    plain = spec.model_dump(mode="json", exclude_defaults=True, exclude={"pad", "sample"})
     return f"{spec.card}-{_digest({'version': SPEC_VERSION, 'spec': plain, 'pins': dict(sorted(pins.items()))})}"
 
 

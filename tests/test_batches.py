@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from lowrank.data.batches import Split, batch, order
+from lowrank.data.batches import Split, batch, block_batch, blocks, order
 from lowrank.data.tokens import end_to_end
 from lowrank.errors import IntegrityError
 
@@ -108,3 +108,36 @@ def test_order_is_the_same_on_every_machine_and_version() -> None:
     """Resuming and reproducing rest on it; a library that changes it must be noticed."""
     assert order(10, 0, 0).tolist() == [4, 6, 2, 7, 3, 5, 9, 0, 8, 1]
     assert order(10, 1, 2).tolist() == [8, 5, 6, 0, 9, 1, 4, 3, 7, 2]
+
+
+@given(
+    tokens=st.integers(8, 200), length=st.integers(2, 8), seed=st.integers(0, 3), step=st.integers(0, 9), data=st.data()
+)
+def test_blocks_are_pieces_of_the_text(
+    tmp_path_factory: pytest.TempPathFactory, tokens: int, length: int, seed: int, step: int, data: st.DataObject
+) -> None:
+    split = split_of(tmp_path_factory.mktemp("split"), [list(range(tokens))])
+    size = data.draw(st.integers(1, 6))
+    starts = blocks(split, length, seed, step, size)
+    found = block_batch(split, starts, length)
+    assert found["input_ids"].tolist() == [list(range(s, s + length)) for s in starts.tolist()]
+    assert torch.equal(found["labels"], found["input_ids"])
+    assert found["attention_mask"].all()
+    # What came before does not matter: a resumed run draws the same.
+    assert torch.equal(starts, blocks(split, length, seed, step, size))
+
+
+def test_blocks_reach_every_place_and_differ_between_steps_and_seeds(tmp_path: Path) -> None:
+    split = split_of(tmp_path, [list(range(10))])
+    drawn = {(seed, step): blocks(split, 4, seed, step, 300) for seed in range(2) for step in range(2)}
+    assert all(set(starts.tolist()) == set(range(7)) for starts in drawn.values())
+    assert len({tuple(starts.tolist()) for starts in drawn.values()}) == 4
+    with pytest.raises(IntegrityError, match="has 10 tokens, fewer than one block of 11"):
+        blocks(split, 11, 0, 0, 1)
+
+
+def test_offsets_that_do_not_fit_the_tokens_are_named(tmp_path: Path) -> None:
+    arrays = {"tokens": np.arange(4, dtype=np.int32), "offsets": np.array([0, 3, 9])}
+    save_file(arrays, tmp_path / "train.safetensors")
+    with pytest.raises(IntegrityError, match=r"train.safetensors: offsets 0 to 9 do not cut its 4 tokens into rows"):
+        Split(tmp_path / "train.safetensors")

@@ -54,6 +54,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
         "integer_scaling": False,
     },
+    "low_rank": {"targets": ("all-linear",), "rank": 128},
     "lte": {
         "targets": ("all-linear",),
         "head": "trained",

@@ -100,6 +100,7 @@ class TestRunId:
                 "max_length": 128,
                 "pad": "longest",
                 "concatenate": True,
+                "sample": "rows",
                 "split_seed": 0,
                 "validation_fraction": 0.1,
                 "test_fraction": 0.2,

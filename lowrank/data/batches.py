@@ -35,6 +35,11 @@ class Split:
         except (OSError, SafetensorError) as error:
             raise IntegrityError(f"{file}: not a prepared split ({error})") from None
         self.file = file
+        if self.offsets[0] != 0 or self.offsets[-1] > len(self.tokens) or (self.lengths < 1).any():
+            raise IntegrityError(
+                f"{file}: offsets {self.offsets[0]} to {self.offsets[-1]} do not cut its {len(self.tokens)} tokens "
+                "into rows; `prepare` wrote something else"
+            )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -57,6 +62,43 @@ def order(rows: int, seed: int, epoch: int) -> Tensor:
     """
     # SeedSequence mixes both numbers: no two (seed, epoch) share an order, as seed + epoch would.
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(rows))
+
+
+def blocks(split: Split, length: int, seed: int, step: int, size: int) -> Tensor:
+    """Where the blocks of a step begin: (size,) int64, drawn with replacement from all places of the text.
+
+    A pure function of its arguments, as `order` is.
+
+    Args:
+        split: the text.
+        length: tokens of a block.
+        seed: the run's seed.
+        step: counted from 0.
+        size: how many blocks.
+
+    Raises:
+        IntegrityError: the text is shorter than a block.
+    """
+    places = len(split.tokens) - length + 1
+    if places < 1:
+        raise IntegrityError(f"{split.file}: has {len(split.tokens)} tokens, fewer than one block of {length}")
+    # The first word keeps these draws apart from those of `order`, which are seeded with (seed, epoch).
+    return torch.from_numpy(np.random.default_rng([1, seed, step]).integers(0, places, size))
+
+
+def block_batch(split: Split, starts: Tensor, length: int) -> dict[str, Tensor]:
+    """Blocks of a text as tensors that a transformers model takes; nothing is padded.
+
+    Args:
+        split: the text.
+        starts: (B,) int64, from `blocks`.
+        length: T, tokens of a block.
+
+    Returns:
+        input_ids, attention_mask and labels, each (B, T) int64; the loss shifts labels by one.
+    """
+    input_ids = split.tokens[starts[:, None] + torch.arange(length)].long()
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": input_ids.clone()}
 
 
 def batch(

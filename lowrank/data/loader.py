@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowrank.data import batches
-from lowrank.files import MANIFEST, read_json
+from lowrank.files import check_seal
 from lowrank.spec import DataSpec
 
 
@@ -39,6 +42,27 @@ class TaskBatches:
         """The rows from short to long, ties in row order."""
         return torch.argsort(self.split.lengths, stable=True)
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether every batch of training is full: blocks never run out, rows do at the end of an epoch."""
+        return self.spec.sample == "blocks"
+
+    def training_batch(self, seed: int, step: int, size: int, micro_size: int) -> Iterator[dict[str, Tensor]]:
+        """What a step trains on, cut into micro-batches: a pure function of seed and step.
+
+        Args:
+            seed: the run's seed.
+            step: counted from 0.
+            size: examples of the batch.
+            micro_size: examples of a micro-batch.
+        """
+        if self.spec.sample == "blocks":
+            for starts in batches.blocks(self.split, self.spec.max_length, seed, step, size).split(micro_size):
+                yield batches.block_batch(self.split, starts, self.spec.max_length)
+            return
+        epoch, index = divmod(step, math.ceil(self.rows / size))
+        yield from self.micro_batches(self.order(seed, epoch)[index * size : (index + 1) * size], micro_size)
+
     def micro_batches(self, rows: Tensor, size: int) -> Iterator[dict[str, Tensor]]:
         """Batches of at most `size` of the rows, in order."""
         for chunk in rows.split(size):
@@ -53,9 +77,20 @@ class TaskBatches:
 
 
 def open_splits(prepared: Path, spec: DataSpec, task: str) -> dict[str, TaskBatches]:
-    """The splits of a prepared data folder, by name."""
-    manifest = read_json(prepared / MANIFEST)
+    """The splits of a prepared data folder, by name.
+
+    Raises:
+        IntegrityError: a file is missing, cut off, or has other bytes than were written; names it.
+    """
+    state = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(prepared.glob("*"))]
+    manifest = _checked(prepared.resolve(), tuple(state))
     return {
         name: TaskBatches(batches.Split(prepared / f"{name}.safetensors"), spec, task, manifest["pad_id"])
         for name in ("train", "validation", "test")
     }
+
+
+@functools.cache
+def _checked(prepared: Path, state: tuple[tuple[str, int, int], ...]) -> dict[str, Any]:
+    """The manifest, after hashing the files; once for each `state` (name, time, size of each) of the folder."""
+    return check_seal(prepared)

@@ -85,7 +85,7 @@ class Loop:
         self.eval_every = self.steps_per_epoch if train.eval_every == "epoch" else train.eval_every
         self.state = State()
         self.pending: list[Tensor] = []  # losses still on the device, of the last steps of the history
-        check_batches(chain, train, batches.rows)
+        check_batches(chain, train, None if batches.whole_batches else batches.rows)
         self.trainable = list(chain.trainable().values())
         self.optimizer = chain.optimizer(train)
         self.factor = chain.schedule(train, self.total_steps) or schedule(train, self.total_steps)
@@ -165,10 +165,8 @@ class Loop:
 
     def micro_batches(self, step: int) -> Iterator[dict[str, Tensor]]:
         """The batch of a step, a pure function of seed and step, cut into micro-batches."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        order = self.batches.order(self.seed, epoch)
-        rows = order[index * self.train.batch_size : (index + 1) * self.train.batch_size]
-        yield from self.batches.micro_batches(rows, self.train.micro_batch_size or self.train.batch_size)
+        size = self.train.batch_size
+        yield from self.batches.training_batch(self.seed, step, size, self.train.micro_batch_size or size)
 
     @property
     def diverged(self) -> bool:

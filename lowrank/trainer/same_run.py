@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class LoopBatches(Dataset[dict[str, Tensor]]):
         self.batches, self.train, self.seed, self.epoch = batches, train, seed, 0
         self.micro = train.micro_batch_size or train.batch_size
         self.per_step = math.ceil(train.batch_size / self.micro)
+        self.steps = math.ceil(batches.rows / train.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """The Trainer says which epoch it begins."""
@@ -54,15 +56,15 @@ class LoopBatches(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         """Micro-batches of an epoch; its last step may have fewer."""
+        if self.batches.whole_batches:
+            return self.steps * self.per_step
         full, rest = divmod(self.batches.rows, self.train.batch_size)
         return full * self.per_step + math.ceil(rest / self.micro)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         step, part = divmod(index, self.per_step)
-        order = self.batches.order(self.seed, self.epoch)
-        rows = order[step * self.train.batch_size : (step + 1) * self.train.batch_size].split(self.micro)[part]
-        (batch,) = self.batches.micro_batches(rows, len(rows))
-        return batch
+        cut = self.batches.training_batch(self.seed, self.epoch * self.steps + step, self.train.batch_size, self.micro)
+        return next(itertools.islice(cut, part, None))
 
 
 class LoopTrainer(ChainTrainer):
