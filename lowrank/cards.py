@@ -49,6 +49,8 @@ class DataCard(_Card):
     """Labels whose rows are not read."""
     blank: Literal["refused", "skipped"] = "refused"
     """Rows whose text is empty or white space; texts that are stored line by line have many."""
+    group: str | None = None
+    """The field whose rows stay in one split: a film's reviews are no test of a model that was trained on others."""
 
     @model_validator(mode="after")
     def _labels_fit_task(self) -> DataCard:
@@ -62,7 +64,8 @@ class DataCard(_Card):
     def pin(self) -> str:
         """Identity of the rows: the source, and 8 hex digits over how it is read."""
         reading = self.model_dump(mode="json", include={"task", "reader", "text", "label", "labels", "left_out"})
-        reading |= self.model_dump(mode="json", include={"blank"}, exclude_defaults=True)  # it came after the others
+        # These came after the others, whose pins they leave alone.
+        reading |= self.model_dump(mode="json", include={"blank", "group"}, exclude_defaults=True)
         return f"{_source_pin(self, self.source)}-{_digits(reading)}"
 
 

@@ -75,6 +75,8 @@ class DataSpec(Strict):
     validation_rows: PositiveInt | None = None
     test_rows: PositiveInt | None = None
     """The first rows kept of each split, after shuffling; None keeps all."""
+    mask_fraction: Fraction = 0.15
+    """masked_lm: share of the tokens that are hidden and predicted; 0 hides none and predicts every token."""
 
 
 class TrainSpec(Strict):
@@ -147,7 +149,7 @@ ChainOptions = Annotated[tuple[SerializeAsAny[PartOptions], ...], BeforeValidato
 class RunSpec(Strict):
     """One training run. Frozen, typed, strict."""
 
-    task: Literal["classification", "causal_lm"]
+    task: Literal["classification", "causal_lm", "masked_lm"]
     model: ModelSpec
     data: DataSpec
     chain: ChainOptions
@@ -210,7 +212,7 @@ def eval_id(spec: EvalSpec, pins: Pins) -> str:
 
 def data_id(spec: DataSpec, pins: Pins) -> str:
     """Names prepared data: the card and 8 hex digits over spec, data and tokenizer."""
-    plain = spec.model_dump(mode="json", exclude_defaults=True, exclude={"pad", "sample"})
+    plain = spec.model_dump(mode="json", exclude_defaults=True, exclude={"pad", "sample", "mask_fraction"})
     return f"{spec.card}-{_digest({'version': SPEC_VERSION, 'spec': plain, 'pins': dict(sorted(pins.items()))})}"
 
 

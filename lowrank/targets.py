@@ -42,13 +42,25 @@ def output_embedding(model: nn.Module) -> nn.Module | None:
 def head_names(model: nn.Module) -> list[str]:
     """Names of the task layers outside the trunk: classifier, pre_classifier, ...
 
-    A vocabulary projection is no head: it comes with the base, often tied to the embeddings.
+    A vocabulary projection is no head: it comes with the base, often tied to the embeddings. What stands between
+    the trunk and it, as in BERT's masked language model, is one.
     """
     prefix = getattr(model, "base_model_prefix", "")
     if not prefix or not hasattr(model, prefix):
         return []
-    outside = (getattr(model, prefix), output_embedding(model))
-    return [name for name, child in model.named_children() if not any(child is other for other in outside)]
+    trunk, vocabulary = getattr(model, prefix), output_embedding(model)
+    return [
+        name for name, child in model.named_children() if child is not trunk for name in _heads(name, child, vocabulary)
+    ]
+
+
+def _heads(name: str, module: nn.Module, vocabulary: nn.Module | None) -> list[str]:
+    """The module, or where it holds the vocabulary projection, what else it holds."""
+    if module is vocabulary:
+        return []
+    if vocabulary is None or not any(module is vocabulary for module in module.modules()):
+        return [name]
+    return [found for key, child in module.named_children() for found in _heads(f"{name}.{key}", child, vocabulary)]
 
 
 def linear_names(model: nn.Module, *, head: bool) -> list[str]:

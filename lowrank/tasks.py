@@ -66,7 +66,23 @@ class CausalLM:
         return functional.cross_entropy(predicted.float(), labels, reduction="none"), predicted.argmax(-1) == labels
 
 
-TASKS: dict[str, Task] = {"classification": Classification(), "causal_lm": CausalLM()}
+class MaskedLM:
+    """The tokens that were hidden: mean negative log-likelihood per predicted token in nats."""
+
+    unit = "token"
+
+    def units(self, batch: Batch) -> int:
+        """Predicted tokens in the batch."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def losses(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """logits (B, T, vocabulary), labels (B, T) -> loss (predicted tokens,), correct (predicted tokens,)."""
+        wanted = batch["labels"] != IGNORED
+        predicted, labels = logits[wanted], batch["labels"][wanted]
+        return functional.cross_entropy(predicted.float(), labels, reduction="none"), predicted.argmax(-1) == labels
+
+
+TASKS: dict[str, Task] = {"classification": Classification(), "causal_lm": CausalLM(), "masked_lm": MaskedLM()}
 
 
 def task(name: str) -> Task:

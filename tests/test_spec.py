@@ -107,6 +107,7 @@ class TestRunId:
                 "train_rows": None,
                 "validation_rows": None,
                 "test_rows": None,
+                "mask_fraction": 0.15,
             },
             "TrainSpec": {
                 "betas": (0.9, 0.999),

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lowrank.data.masking import Draw, Masking
 from lowrank.errors import IntegrityError
 from lowrank.tasks import IGNORED
 
@@ -102,7 +103,15 @@ def block_batch(split: Split, starts: Tensor, length: int) -> dict[str, Tensor]:
 
 
 def batch(
-    split: Split, indices: Tensor, *, pad: Literal["longest", "max_length"], max_length: int, pad_id: int, task: str
+    split: Split,
+    indices: Tensor,
+    *,
+    pad: Literal["longest", "max_length"],
+    max_length: int,
+    pad_id: int,
+    task: str,
+    masking: Masking | None = None,
+    draw: Draw = None,
 ) -> dict[str, Tensor]:
     """Rows of a split as tensors that a transformers model takes.
 
@@ -113,7 +122,9 @@ def batch(
         max_length: T at most, in tokens; longer rows are cut.
         pad_id: what fills up short rows.
         task: `classification`: labels (B,) int64. `causal_lm`: labels (B, T) int64, -100 at padding; the model
-            or the loss shifts them by one.
+            or the loss shifts them by one. `masked_lm`: labels (B, T) int64, -100 where nothing was hidden.
+        masking: hides tokens, for masked_lm.
+        draw: seed and epoch that the masks are drawn from; None where they never change.
 
     Returns:
         input_ids (B, T) int64, attention_mask (B, T) int64 and labels.
@@ -127,7 +138,9 @@ def batch(
     real = columns < lengths[:, None]  # (B, T)
     input_ids = torch.full(real.shape, pad_id)
     input_ids[real] = split.tokens[(starts[:, None] + columns)[real]].long()
-    if task == "causal_lm":
+    if masking is not None:
+        input_ids, labels = masking(input_ids, real, indices, draw)
+    elif task == "causal_lm":
         labels = input_ids.masked_fill(~real, IGNORED)
     elif split.labels is not None:
         labels = split.labels[indices]

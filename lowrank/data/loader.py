@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank.data import batches
+from lowrank.data.masking import Draw, Masking, masking
 from lowrank.files import check_seal
 from lowrank.spec import DataSpec
 
@@ -24,10 +25,13 @@ class TaskBatches:
         spec: how long an example may be and how it is padded.
         task: name of the task, which decides the labels.
         pad_id: the token that fills up a row.
+        masking: hides tokens, for masked_lm.
     """
 
-    def __init__(self, split: batches.Split, spec: DataSpec, task: str, pad_id: int) -> None:
-        self.split, self.spec, self.task, self.pad_id = split, spec, task, pad_id
+    def __init__(
+        self, split: batches.Split, spec: DataSpec, task: str, pad_id: int, masking: Masking | None = None
+    ) -> None:
+        self.split, self.spec, self.task, self.pad_id, self.masking = split, spec, task, pad_id, masking
 
     @property
     def rows(self) -> int:
@@ -61,10 +65,17 @@ class TaskBatches:
                 yield batches.block_batch(self.split, starts, self.spec.max_length)
             return
         epoch, index = divmod(step, math.ceil(self.rows / size))
-        yield from self.micro_batches(self.order(seed, epoch)[index * size : (index + 1) * size], micro_size)
+        rows = self.order(seed, epoch)[index * size : (index + 1) * size]
+        yield from self.micro_batches(rows, micro_size, draw=(seed, epoch))
 
-    def micro_batches(self, rows: Tensor, size: int) -> Iterator[dict[str, Tensor]]:
-        """Batches of at most `size` of the rows, in order."""
+    def micro_batches(self, rows: Tensor, size: int, draw: Draw = None) -> Iterator[dict[str, Tensor]]:
+        """Batches of at most `size` of the rows, in order.
+
+        Args:
+            rows: (n,) int64.
+            size: rows of a batch.
+            draw: seed and epoch that random masks depend on; None in evaluation, where they never change.
+        """
         for chunk in rows.split(size):
             yield batches.batch(
                 self.split,
@@ -73,6 +84,8 @@ class TaskBatches:
                 max_length=self.spec.max_length,
                 pad_id=self.pad_id,
                 task=self.task,
+                masking=self.masking,
+                draw=draw,
             )
 
 
@@ -84,8 +97,9 @@ def open_splits(prepared: Path, spec: DataSpec, task: str) -> dict[str, TaskBatc
     """
     state = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(prepared.glob("*"))]
     manifest = _checked(prepared.resolve(), tuple(state))
+    hides = masking(manifest, spec.mask_fraction, prepared) if task == "masked_lm" else None
     return {
-        name: TaskBatches(batches.Split(prepared / f"{name}.safetensors"), spec, task, manifest["pad_id"])
+        name: TaskBatches(batches.Split(prepared / f"{name}.safetensors"), spec, task, manifest["pad_id"], hides)
         for name in ("train", "validation", "test")
     }
 

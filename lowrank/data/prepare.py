@@ -62,6 +62,7 @@ def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
             "task": card.task,
             "labels": list(card.labels),
             "pad_id": pad_id,
+            "vocabulary": tokenizer.get_vocab_size(with_added_tokens=True),
             "special_ids": {t.content: i for i, t in sorted(tokenizer.get_added_tokens_decoder().items()) if t.special},
             "splits": facts,
             "repeats_across_splits": repeats_across(splits),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +30,8 @@ class Row:
     label: int | None
     split: str | None
     """Where its file's name puts it; None where the data has no splits of its own."""
+    group: str | None = None
+    """What it shares with the rows that stay in its split; None where each text stands alone."""
 
 
 def _jsonl(file: Path) -> Iterator[Record]:
@@ -54,10 +58,36 @@ def _parquet(file: Path) -> Iterator[Record]:
             number += 1
 
 
+def _wikitext(file: Path) -> Iterator[Record]:
+    """Articles, put together from the lines that WikiText's parquet files hold one by one."""
+    lines: list[str] = []
+    begun = ""
+    for place, record in _parquet(file):
+        if re.fullmatch(r" = [^=]+ = \n", record["text"]):  # a title; sections have more signs
+            if "".join(lines).strip():
+                yield begun, {"text": "".join(lines)}
+            lines, begun = [], place
+        lines.append(record["text"])
+    yield begun, {"text": "".join(lines)}
+
+
+def _film_reviews(file: Path) -> Iterator[Record]:
+    """Critics' snippets with a verdict, each once: the table also holds plots, empty cells and repeats."""
+    seen = set()
+    with bz2.open(file, "rt", encoding="utf-8", newline="") as text:
+        for number, record in enumerate(csv.DictReader(text), 1):
+            told = record["category"], record["text"]
+            if record["category"] != "plot" and record["text"].strip() and told not in seen:
+                seen.add(told)
+                yield f"{file.name} row {number}", record
+
+
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     "jsonl": _jsonl,
     "json_mapping": _json_mapping,
     "parquet": _parquet,
+    "wikitext": _wikitext,
+    "film_reviews": _film_reviews,
 }
 
 
@@ -78,7 +108,8 @@ def read(card: DataCard, folder: Path) -> list[Row]:
                 continue
             if card.blank == "skipped" and record.get(card.text, "").strip() == "":
                 continue
-            rows.append(Row(_text(card, place, record), _label(card, place, record), split))
+            group = None if card.group is None else str(record[card.group])
+            rows.append(Row(_text(card, place, record), _label(card, place, record), split, group))
     return rows
 
 

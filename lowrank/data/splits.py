@@ -16,7 +16,8 @@ def split_rows(rows: Sequence[Row], spec: DataSpec) -> dict[str, list[Row]]:
     Where the data has a split of its own, it is used. Else the test split is carved off the training
     rows first, then the validation split off what is left. Which rows are chosen depends on
     SHA-256(seed, text) alone: neither on the order of the files nor on Python's hash. Equal texts stay
-    together, so that no test text was trained on. Within a split, rows keep the order of the files.
+    together, so that no test text was trained on, and so do the rows of one group. Within a split, rows keep
+    the order of the files.
 
     Raises:
         ConfigError: a split with fewer rows than two, or than the spec asks for.
@@ -24,11 +25,13 @@ def split_rows(rows: Sequence[Row], spec: DataSpec) -> dict[str, list[Row]]:
     own: dict[str, list[int]] = {name: [] for name in SPLITS}
     for index, row in enumerate(rows):
         own[row.split or "train"].append(index)
-    ranks = [hashlib.sha256(f"{spec.split_seed}:{row.text}".encode()).digest() for row in rows]
-    train = sorted(own["train"], key=lambda index: (ranks[index], index))
+    ranks = [_rank(spec.split_seed, row.text) for row in rows]
+    # Rows of one group share a rank here, so that no cut divides them.
+    ranks_of_groups = [_rank(spec.split_seed, row.group or row.text) for row in rows]
+    train = sorted(own["train"], key=lambda index: (ranks_of_groups[index], index))
     for name, fraction in (("test", spec.test_fraction), ("validation", spec.validation_fraction)):
         if not own[name]:
-            cut = _cut(train, ranks, round(fraction * len(train)))
+            cut = _cut(train, ranks_of_groups, round(fraction * len(train)))
             own[name], train = train[:cut], train[cut:]
     own["train"] = train
     kept = {}
@@ -40,6 +43,10 @@ def split_rows(rows: Sequence[Row], spec: DataSpec) -> dict[str, list[Row]]:
             )
         kept[name] = [rows[index] for index in sorted(chosen[:limit])]
     return kept
+
+
+def _rank(seed: int, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
 
 
 def _cut(order: Sequence[int], ranks: Sequence[bytes], size: int) -> int:

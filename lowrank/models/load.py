@@ -27,7 +27,9 @@ _MODELS = "transformers.models"
 CLASSES = {
     ("bert", "classification"): "BertForSequenceClassification",
     ("bert", "causal_lm"): "BertLMHeadModel",
+    ("bert", "masked_lm"): "BertForMaskedLM",
     ("distilbert", "classification"): "DistilBertForSequenceClassification",
+    ("distilbert", "masked_lm"): "DistilBertForMaskedLM",
     ("gpt2", "classification"): "GPT2ForSequenceClassification",
     ("gpt2", "causal_lm"): "GPT2LMHeadModel",
     ("llama", "classification"): "LlamaForSequenceClassification",
@@ -39,6 +41,7 @@ CLASSES = {
 _AUTO_MAPPINGS = {
     "classification": ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"),
     "causal_lm": ("MODEL_FOR_CAUSAL_LM_MAPPING",),
+    "masked_lm": ("MODEL_FOR_MASKED_LM_MAPPING",),
 }
 
 
@@ -46,12 +49,13 @@ def load_model(spec: ModelSpec, task: str, num_labels: int, seed: int, downloads
     """The base model of a run, in evaluation mode, on the CPU.
 
     The head, and every weight where the card's init is random, is drawn from `seed`; the global random
-    state is left as it was. A head that the files hold is not used: it belongs to another task.
+    state is left as it was. A classifier that the files hold is not used, since it belongs to another task; what
+    stands between a trunk and its vocabulary comes from the files where they hold it.
 
     Args:
         spec: which card, how many layers, which dropout and dtype.
-        task: `classification` or `causal_lm`.
-        num_labels: classes of the head; not used for `causal_lm`.
+        task: `classification`, `causal_lm` or `masked_lm`.
+        num_labels: classes of the head, for classification.
         seed: the run's seed.
         downloads: where `fetch` put the cards.
 
@@ -113,7 +117,7 @@ def _config(
     if task == "classification":
         config.num_labels = num_labels
         config.problem_type = "single_label_classification"
-    else:
+    elif task == "causal_lm":
         config.is_decoder = True  # BERT attends to both sides unless told
         config.use_cache = False
     if spec.layers is not None:
@@ -135,7 +139,9 @@ def _load(
     with torch.device("meta"):
         shapes = _build(card, settings, spec, task, num_labels)
     heads = tuple(f"{name}." for name in head_names(shapes))
-    tensors = {name: tensor for name, tensor in _tensors(folder).items() if not name.startswith(heads)}
+    tensors = _tensors(folder)
+    if task == "classification":  # a language model's head comes with the base
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(heads)}
     with _quiet():
         model, found = type(shapes).from_pretrained(  # type: ignore[attr-defined]
             None,
@@ -147,9 +153,12 @@ def _load(
             output_loading_info=True,
         )
     _refuse(card, folder, "has shapes other than the model's", [name for name, *_ in found["mismatched_keys"]])
-    _refuse(card, folder, "misses", [name for name in found["missing_keys"] if not name.startswith(heads)])
-    trunk = getattr(model, model.base_model_prefix)
-    over = [name for name in found["unexpected_keys"] if _is_trunk(name, model.base_model_prefix, trunk)]
+    prefix, trunk = model.base_model_prefix, getattr(model, model.base_model_prefix)
+    missing = [name for name in found["missing_keys"] if not name.startswith(heads)]
+    # A vocabulary's bias, which a trunk without a head does not bring, starts at zero.
+    missing = [name for name in missing if name.startswith(f"{prefix}.") or not name.endswith(".bias")]
+    _refuse(card, folder, "misses", missing)
+    over = [name for name in found["unexpected_keys"] if _is_trunk(name, prefix, trunk)]
     _refuse(card, folder, "holds unknown", [name for name in over if not _is_cut_layer(name, spec)])
     built: nn.Module = model
     return built
