@@ -39,7 +39,9 @@ class HubSource(Strict):
     kind: Literal["hub"]
     repository: Repository
     revision: Commit
-    files: dict[FileName, Sha256] = Field(min_length=1)
+    files: dict[FileName, Sha256 | None] = Field(min_length=1)
+    """Each with its SHA-256; null where only the commit is known: the hub gives what belongs to it, and the manifest
+    of the first fetch says the SHA-256 to put here."""
 
 
 class WheelSource(Strict):

@@ -78,7 +78,7 @@ def test_the_contracts_table_is_the_contract() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=shown)
 def test_methods_that_are_named_exist(page: Path) -> None:
     lists = [text[1:-1].split(", ") for text in inline(page) if re.fullmatch(r"\[[a-z0-9_]+(, [a-z0-9_]+)*\]", text)]
-    entries = re.findall(r"part: (\w+)", page.read_text())
+    entries = re.findall(r"\{part: (\w+)", page.read_text())
     for name in {*itertools.chain(*lists), *entries} - {EXAMPLE_PART}:
         assert name in registry.parts(), f"{shown(page)} names {name}"
 

@@ -70,6 +70,24 @@ def test_hub_files_that_differ_or_are_missing(
     assert check_seal(fetch(card, tmp_path / "downloads"))["origin"] == LOWRANK_FILES
 
 
+def test_a_commit_alone_is_trusted_from_the_hub_only(
+    card_files: CardFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = hub_card(card_files, files={"config.json": None})
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *names, local_dir, **options: (local_dir / "config.json").write_text(CONFIG),
+    )
+    # The manifest says what to put into the card.
+    assert check_seal(fetch(card, tmp_path / "downloads"))["files"] == FILES
+    (tmp_path / "carried" / "owner--tiny").mkdir(parents=True)
+    (tmp_path / "carried" / "owner--tiny" / "config.json").write_text(CONFIG)
+    monkeypatch.setenv(LOWRANK_FILES, str(tmp_path / "carried"))
+    with pytest.raises(IntegrityError, match="the card states no sha256 to check it with; fetch it once"):
+        fetch(card, tmp_path / "elsewhere")
+
+
 def test_an_unreachable_hub_says_what_to_do(
     card_files: CardFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
