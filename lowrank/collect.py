@@ -11,8 +11,6 @@ from lowrank.errors import IntegrityError
 from lowrank.files import MANIFEST, read_json, write_text
 from lowrank.run_folder import EVALUATIONS, RUNS
 
-SCORES = ("loss", "accuracy", "perplexity", "units")
-
 
 def collect(plan: dict[str, Any], study: str, out: Path, runs: Path = RUNS) -> list[dict[str, Any]]:
     """Writes `runs.csv` and returns its rows. A run that is not there is a row that says so.
@@ -53,7 +51,10 @@ def _row(plan: dict[str, Any], study: str, point: dict[str, Any], runs: Path) ->
     row |= {"status": manifest["status"], "cause": manifest["cause"] or "", **manifest["metrics"]}
     row |= {"device": device.get("gpu") or device.get("cpu_model"), "commit": manifest["provenance"]["commit"]}
     for name in plan["packs"][entry["pack"]]["evaluations"]:
-        label = plan["evaluations"][name]["label"]
+        asked = plan["evaluations"][name]
+        label = asked["labels"].get(study)
+        if label is None:  # another study's, of a run that both have
+            continue
         try:
             record = read_json(runs / run / EVALUATIONS / f"{name}.json")
         except IntegrityError as error:
@@ -62,5 +63,5 @@ def _row(plan: dict[str, Any], study: str, point: dict[str, Any], runs: Path) ->
             continue
         if record["status"] != "ok" and row["status"] == "ok":
             row |= {"status": record["status"], "cause": record["cause"] or ""}
-        row |= {f"{label}_{score}": record["metrics"].get(score) for score in SCORES}
+        row |= {f"{label}_{score}": record["metrics"].get(score) for score in asked["metrics"]}
     return row

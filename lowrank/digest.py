@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lowrank import registry
-from lowrank.spec import RunSpec
+from lowrank.files import REPOSITORY
+from lowrank.spec import EvalSpec, RunSpec
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -42,14 +43,34 @@ def files_digest(paths: Iterable[Path]) -> str:
     return sha.hexdigest()[:12]
 
 
+def report_digests(study: str) -> list[str]:
+    """The code that computes a study's tables, and the files that say which tables, figures and claims it has."""
+    places = (REPOSITORY / "workflow" / "studies", REPOSITORY / "resources" / "reported")
+    named = [path for place in places if (path := place / f"{study}.yaml").is_file()]
+    return [code_digest(["lowrank.report.build", "lowrank.collect"]), files_digest(named)]
+
+
+def page_digests() -> list[str]:
+    """The code, templates and notebooks that pages are made of."""
+    templates = PACKAGE / "report"
+    notebooks = REPOSITORY / "workflow" / "notebooks"
+    files = [*templates.glob("*.html"), *templates.glob("*.css"), *notebooks.glob("*.ipynb")]
+    return [code_digest(["lowrank.report.page", "lowrank.report.show"]), files_digest(files)]
+
+
 def train_digest(spec: RunSpec) -> str:
     """The code that a training run can reach: the trainer and the parts of its chain."""
     return code_digest(["lowrank.train.pack", *(registry.part(options.part).__module__ for options in spec.chain)])
 
 
 def evaluate_digest(spec: RunSpec) -> str:
-    """The code that scoring a run can reach."""
+    """The code that scoring a run can reach, whatever the protocol."""
     return code_digest(["lowrank.evaluate.pack", *(registry.part(options.part).__module__ for options in spec.chain)])
+
+
+def protocol_digest(spec: EvalSpec) -> str:
+    """The code of an evaluation's protocol."""
+    return code_digest([registry.protocol(spec.protocol).__module__])
 
 
 def closure(entries: Iterable[str]) -> set[str]:

@@ -73,8 +73,8 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
 
     def after(member: Member, loop: Loop, folder: Path) -> None:
         poll = functools.partial(stop.check, f"{member.run} is trained; scoring it starts again")
-        code = entry["evaluate_code"]
-        score_in_training(loop.model, loop.chain, member.spec, scored_here, code, folder, poll, loop.state.cause)
+        codes = {name: _scoring_code(plan, entry, name) for name in scored_here}
+        score_in_training(loop.model, loop.chain, member.spec, scored_here, codes, folder, poll, loop.state.cause)
 
     for run in entry["members"]:
         if (FORCED / run).exists():  # the mark goes at once, so that a retry goes on from its checkpoint
@@ -93,7 +93,7 @@ def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> 
         entry["members"],
         evaluation,
         _evaluation(plan, evaluation),
-        entry["evaluate_code"],
+        _scoring_code(plan, entry, evaluation),
         PREPARED / entry["evaluations"][evaluation],
         stop,
         threads,
@@ -142,6 +142,10 @@ def _member(plan: dict[str, Any], run: str) -> Member:
     entry = plan["runs"][run]
     spec = parse(RunSpec, entry["spec"], f"plan: {run}")
     return Member(run, spec, entry["pins"], entry["code"])
+
+
+def _scoring_code(plan: dict[str, Any], pack: dict[str, Any], evaluation: str) -> str:
+    return f"{pack['evaluate_code']}-{plan['evaluations'][evaluation]['code']}"
 
 
 def _evaluation(plan: dict[str, Any], name: str) -> EvalSpec:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prepared_id, run_pins, run_spec
-from lowrank.digest import code_digest, evaluate_digest, files_digest, train_digest
+from lowrank.digest import code_digest, evaluate_digest, page_digests, protocol_digest, report_digests, train_digest
 from lowrank.errors import ConfigError
-from lowrank.files import REPOSITORY, canonical_json
+from lowrank.grouping import alike
+from lowrank.registry import protocol
 from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
 from lowrank.spec import HASH_DIGITS, DataSpec, EvalSpec, RunSpec, eval_id, run_id
-from lowrank.study import STUDIES, load_study, points
+from lowrank.strict import parse
+from lowrank.study import load_study, points
 from lowrank.train.checks import Checks
 
 PLAN_PARTS = ("scale", "studies", "runs", "packs", "data", "cards", "evaluations")
@@ -69,15 +70,22 @@ class Planner:
             "runs": table,
             "outputs": views.outputs(),
             "minutes": study.scales[self.scale].minutes,
-            "code": [code_digest(["lowrank.report.build", "lowrank.collect"]), files_digest(_views(name))],
-            "page_code": [code_digest(["lowrank.report.page", "lowrank.report.show"]), files_digest(_pages())],
+            "code": report_digests(name),
+            "page_code": page_digests(),
         }
 
     def pack_study(self, name: str) -> None:
         """Groups a study's runs into packs; to be called when all studies are added, since they share runs."""
         study = load_study(name)
         scale = study.scales[self.scale]
-        self.add_packs(name, study.pack, study.evaluations, scale.pack_size, scale.mem_mb)
+        evaluations = {label: wanted.spec() for label, wanted in study.evaluations.items()}
+        rows = self.studies[name]["runs"]
+        only = {
+            label: {row["run"] for row in rows if row["arm"] in wanted.arms}
+            for label, wanted in study.evaluations.items()
+            if wanted.arms
+        }
+        self.add_packs(name, study.pack, evaluations, scale.pack_size, scale.mem_mb, only)
 
     def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
         """Adds a run, and the runs that its base model comes from; returns its id.
@@ -121,7 +129,13 @@ class Planner:
         return self._digests[parts]
 
     def add_packs(
-        self, owner: str, axes: Iterable[str], evaluations: Mapping[str, EvalSpec], size: int, mem_mb: int
+        self,
+        owner: str,
+        axes: Iterable[str],
+        evaluations: Mapping[str, EvalSpec],
+        size: int,
+        mem_mb: int,
+        only: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         """Groups the owner's runs that are in no pack yet by everything but the packed axes.
 
@@ -131,14 +145,11 @@ class Planner:
             evaluations: label -> protocol; every pack with a run of the owner's is scored by them.
             size: most runs in one pack.
             mem_mb: what a pack may need.
+            only: label -> the runs that are scored by it, where that is not all of them.
         """
-        groups: dict[str, list[str]] = {}
-        for run, entry in self.runs.items():
-            if owner in entry["owners"] and "pack" not in entry:
-                shared = _without(entry["spec"], set(axes))
-                key = canonical_json({"spec": shared, "pins": entry["pins"], "keep": entry["keep_weights"]})
-                groups.setdefault(key, []).append(run)
-        for key, runs in groups.items():
+        only = only or {}
+        free = {run: entry for run, entry in self.runs.items() if owner in entry["owners"] and "pack" not in entry}
+        for key, runs in alike(free, set(axes), only).items():
             digest = hashlib.sha256(key.encode()).hexdigest()[:HASH_DIGITS]
             for index in range(0, len(runs), size):
                 self._add_pack(f"{digest}-{index // size}", runs[index : index + size], mem_mb)
@@ -147,15 +158,12 @@ class Planner:
                 pack["owners"].append(owner)
                 model = self._model_card(self.runs[pack["members"][0]]["spec"]["model"]["card"])
                 for label, spec in evaluations.items():
-                    pack["evaluations"] |= self._add_evaluation(label, spec, model, pack["data"])
+                    if label not in only or set(only[label]) & set(pack["members"]):
+                        pack["evaluations"] |= self._add_evaluation(owner, label, spec, model, pack["data"])
+                self._mark_code(pack)
 
     def _add_pack(self, digest: str, members: list[str], mem_mb: int) -> None:
         first = self.runs[members[0]]
-        if not first["keep_weights"]:
-            # Scored in the training job, so the code that scores is part of what made the run.
-            code = hashlib.sha256(f"{first['code']} {first['evaluate_code']}".encode()).hexdigest()[:12]
-            for run in members:
-                self.runs[run]["code"] = code
         name = f"{'.'.join(entry['part'] for entry in first['spec']['chain'])}-{digest}"
         for run in members:
             self.runs[run]["pack"] = name
@@ -170,11 +178,34 @@ class Planner:
             "mem_mb": mem_mb,
         }
 
-    def _add_evaluation(self, label: str, spec: EvalSpec, model: ModelCard, trained_on: str) -> dict[str, str]:
+    def _mark_code(self, pack: dict[str, Any]) -> None:
+        """Where weights are not kept, runs are scored in the training job: the code that scores made them too."""
+        first = self.runs[pack["members"][0]]
+        if first["keep_weights"]:
+            return
+        plain = self._code(parse(RunSpec, first["spec"], pack["name"]))["code"]
+        scoring = sorted(self.evaluations[name]["code"] for name in pack["evaluations"])
+        code = hashlib.sha256(" ".join([plain, pack["evaluate_code"], *scoring]).encode()).hexdigest()[:12]
+        for run in pack["members"]:
+            self.runs[run]["code"] = code
+        pack["code"] = code
+
+    def _add_evaluation(
+        self, owner: str, label: str, spec: EvalSpec, model: ModelCard, trained_on: str
+    ) -> dict[str, str]:
         """Id of the evaluation -> id of the prepared data that it scores a pack on."""
         data = None if spec.data is None else self._data_card(spec.data.card)
         name = eval_id(spec, {} if data is None else {data.name: data.pin})
-        self.evaluations[name] = {"label": label, "spec": spec.model_dump(mode="json", exclude_defaults=True)}
+        entry = self.evaluations.setdefault(
+            name,
+            {
+                "spec": spec.model_dump(mode="json", exclude_defaults=True),
+                "metrics": list(protocol(spec.protocol).metrics),
+                "code": protocol_digest(spec),
+                "labels": {},
+            },
+        )
+        entry["labels"][owner] = label
         return {name: trained_on if spec.data is None or data is None else self._add_data(spec.data, model, data)}
 
     def _add_data(self, spec: DataSpec, model: ModelCard, data: DataCard) -> str:
@@ -212,34 +243,6 @@ def make_plan(scale: str, names: list[str]) -> dict[str, Any]:
     return planner.plan()
 
 
-def _views(study: str) -> list[Path]:
-    """What says which tables, figures and claims a study has."""
-    reported = REPOSITORY / "resources" / "reported" / f"{study}.yaml"
-    return [path for path in (STUDIES / f"{study}.yaml", reported) if path.is_file()]
-
-
-def _pages() -> list[Path]:
-    """What a page is made of besides code."""
-    templates = REPOSITORY / "lowrank" / "report"
-    notebooks = REPOSITORY / "workflow" / "notebooks"
-    return [*templates.glob("*.html"), *templates.glob("*.css"), *notebooks.glob("*.ipynb")]
-
-
 def _steps_per_epoch(spec: RunSpec) -> int:
     """For the forecast only: the loop counts the rows that are there."""
     return -(-(spec.data.train_rows or 0) // spec.train.batch_size)
-
-
-def _without(spec: dict[str, Any], axes: set[str]) -> dict[str, Any]:
-    """A dumped spec with the packed axes taken out, wherever they stand."""
-
-    def strip(value: Any, owner: str) -> Any:
-        if isinstance(value, dict):
-            owner = value.get("part", owner)
-            return {k: strip(v, k) for k, v in value.items() if k not in axes and f"{owner}.{k}" not in axes}
-        if isinstance(value, list):
-            return [strip(item, owner) for item in value]
-        return value
-
-    stripped: dict[str, Any] = strip(spec, "")
-    return stripped

@@ -1,4 +1,4 @@
-"""Finds the parts: every module of `lowrank.methods` that defines one, with nothing listed by hand."""
+"""Finds parts and protocols: every module of their package that defines one, with nothing listed by hand."""
 
 from __future__ import annotations
 
@@ -12,22 +12,16 @@ from lowrank.errors import ConfigError
 from lowrank.strict import suggest
 
 if TYPE_CHECKING:
+    from lowrank.evaluate.protocol import Protocol
     from lowrank.methods.part import Part
 
-_PACKAGE = "lowrank.methods"
+PARTS = "lowrank.methods"
+PROTOCOLS = "lowrank.evaluate.protocols"
 
 
-@functools.cache
 def parts() -> dict[str, type[Part]]:
     """Every part by name, in alphabetical order."""
-    package = importlib.import_module(_PACKAGE)
-    found: dict[str, type[Part]] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        for name, part in _defined_in(f"{_PACKAGE}.{module.name}").items():
-            if name in found:
-                raise ConfigError(f"two parts are called {name!r}: {found[name].__module__}, {part.__module__}")
-            found[name] = part
-    return dict(sorted(found.items()))
+    return _all(PARTS, "part")
 
 
 def part(name: object) -> type[Part]:
@@ -36,21 +30,50 @@ def part(name: object) -> type[Part]:
     Raises:
         ConfigError: no such part; names the nearest one.
     """
-    if isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(f"{_PACKAGE}.{name}"):
-        found = _defined_in(f"{_PACKAGE}.{name}")
+    return cast("type[Part]", _one(PARTS, "part", name))
+
+
+def protocols() -> dict[str, type[Protocol]]:
+    """Every protocol by name, in alphabetical order."""
+    return _all(PROTOCOLS, "protocol")
+
+
+def protocol(name: object) -> type[Protocol]:
+    """The protocol of that name, found as a part is.
+
+    Raises:
+        ConfigError: no such protocol; names the nearest one.
+    """
+    return cast("type[Protocol]", _one(PROTOCOLS, "protocol", name))
+
+
+@functools.cache
+def _all(home: str, noun: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for module in pkgutil.iter_modules(importlib.import_module(home).__path__):
+        for name, one in _defined_in(f"{home}.{module.name}").items():
+            if name in found:
+                raise ConfigError(f"two {noun}s are called {name!r}: {found[name].__module__}, {one.__module__}")
+            found[name] = one
+    return dict(sorted(found.items()))
+
+
+def _one(home: str, noun: str, name: object) -> Any:
+    if isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(f"{home}.{name}"):
+        found = _defined_in(f"{home}.{name}")
         if name in found:
             return found[name]
-    known = parts()
+    known = _all(home, noun)
     if not isinstance(name, str) or name not in known:
-        raise ConfigError(f"unknown part {name!r}{suggest(name, known)}")
+        raise ConfigError(f"unknown {noun} {name!r}{suggest(name, known)}")
     return known[name]
 
 
-def _defined_in(module: str) -> dict[str, type[Part]]:
-    """The parts that a module defines; one it only imports, or a shared base without a name, is none of its own."""
+def _defined_in(module: str) -> dict[str, Any]:
+    """The classes that a module offers; one it only imports, or a shared base without a name, is none of its own."""
     classes = [value for value in vars(importlib.import_module(module)).values() if isinstance(value, type)]
-    own = [cast("type[Part]", value) for value in classes if value.__module__ == module and hasattr(value, "Options")]
-    return {part.name: part for part in own if "name" in vars(part)}
+    own = [value for value in classes if value.__module__ == module and hasattr(value, "Options")]
+    return {vars(value)["name"]: value for value in own if "name" in vars(value)}
 
 
 def parse_options(entry: Any) -> Any:

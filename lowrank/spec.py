@@ -172,8 +172,12 @@ class RunSpec(Strict):
 
 
 class EvalSpec(Strict):
-    """How a trained run is scored. It has its own id and never enters the run's hash."""
+    """What is asked of a trained run. It has its own id and never enters the run's hash."""
 
+    protocol: Name = "score"
+    """Which protocol of `lowrank.evaluate.protocols`."""
+    options: dict[str, Any] = {}
+    """What the protocol is told, where that is not its default."""
     split: Literal["train", "validation", "test"] = "test"
     batch_size: PositiveInt = 64
     rows: PositiveInt | None = None
@@ -181,6 +185,21 @@ class EvalSpec(Strict):
     """Score the plain model with everything folded in, instead of base plus adapters."""
     data: DataSpec | None = None
     """Score on other data than the run was trained on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_fit(cls, value: Any) -> Any:
+        """Options in one form: checked, and left out where they are the protocol's defaults."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("options", {}), Mapping):
+            return value
+        try:
+            record = registry.protocol(value.get("protocol", "score")).Options
+            options = record.model_validate(dict(value.get("options", {})))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        except ValidationError as error:
+            raise ValueError("; ".join(explain(record, detail, "options") for detail in error.errors())) from None
+        return {**value, "options": options.model_dump(mode="json", exclude_defaults=True)}
 
 
 Pins = Mapping[str, str]

@@ -83,7 +83,7 @@ def suggest(word: object, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (allowed: {', '.join(names)})"
+    return f"{hint} (allowed: {', '.join(names) or 'none'})"
 
 
 def parse(record: type[Record], data: object, where: str) -> Record:

@@ -49,6 +49,17 @@ class ScaleSpec(Strict):
     mem_mb: PositiveInt = 2000
 
 
+class Evaluation(EvalSpec):
+    """What a study asks of its runs."""
+
+    arms: tuple[Name, ...] = ()
+    """The arms that it is asked of; all of them where empty."""
+
+    def spec(self) -> EvalSpec:
+        """The question itself, which other studies may ask too."""
+        return EvalSpec(**{name: getattr(self, name) for name in EvalSpec.model_fields})
+
+
 class Study(Strict):
     """One document's questions, runs and views."""
 
@@ -62,7 +73,7 @@ class Study(Strict):
     arms: dict[Name, Arm]
     pack: tuple[str, ...] = ()
     """Axes along which runs are trained together."""
-    evaluations: dict[Name, EvalSpec]
+    evaluations: dict[Name, Evaluation]
     scales: dict[Scale, ScaleSpec]
     tables: Any = None
     figures: Any = None
@@ -99,6 +110,11 @@ def load_study(name: str) -> Study:
         for arm in spec.sweeps:
             if arm not in study.arms:
                 where = f"{_shown(path)}: scales.{scale}.sweeps"
+                raise ConfigError(f"{where}: unknown arm {arm!r}{suggest(arm, study.arms)}")
+    for label, evaluation in study.evaluations.items():
+        for arm in evaluation.arms:
+            if arm not in study.arms:
+                where = f"{_shown(path)}: evaluations.{label}.arms"
                 raise ConfigError(f"{where}: unknown arm {arm!r}{suggest(arm, study.arms)}")
     chains = [_chain(arm.chain, f"{_shown(path)}: arms.{name}") for name, arm in study.arms.items()]
     known = {"seed"}.union(*(_owners({"chain": chain}) for chain in chains))

@@ -98,5 +98,5 @@ def task(name: str) -> Task:
 
 def forward(model: torch.nn.Module, batch: Batch) -> Tensor:
     """The logits of a transformers model; labels stay with the task."""
-    logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
     return logits

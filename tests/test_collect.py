@@ -17,7 +17,10 @@ PLAN: dict[str, Any] = {
     },
     "runs": {name: {"pack": "p", "shown": {"model_title": "M"}} for name in ("ok", "late", "gone", "bad", "inf")},
     "packs": {"p": {"evaluations": {"test-1": "d"}}},
-    "evaluations": {"test-1": {"label": "test"}},
+    "evaluations": {
+        "test-1": {"labels": {"s": "test"}, "metrics": ["loss", "accuracy", "perplexity"]},
+        "test-2": {"labels": {"other": "test"}, "metrics": ["loss"]},
+    },
 }
 
 

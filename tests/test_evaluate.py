@@ -142,7 +142,7 @@ class TestWithoutWeights:
             for name in made["evaluations"] if keep else []:
                 jobs.evaluate(made, pack, name, 1)
             records = {
-                made["evaluations"][n]["label"]: read_json(RUNS / run / "eval" / f"{n}.json")
+                made["evaluations"][n]["labels"]["study"]: read_json(RUNS / run / "eval" / f"{n}.json")
                 for n in made["evaluations"]
             }
             assert {record.get("evaluated_in") for record in records.values()} == {None if keep else "training"}
@@ -183,7 +183,7 @@ def test_an_evaluation_on_other_data(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in pack["evaluations"]:
         jobs.evaluate(made, pack["name"], name, 1)
         record = read_json(RUNS / pack["members"][0] / "eval" / f"{name}.json")
-        units[made["evaluations"][name]["label"]] = record["metrics"]["units"]
+        units[made["evaluations"][name]["labels"]["study"]] = record["metrics"]["units"]
     assert units == {"test": 16, "other": 9}
 
 

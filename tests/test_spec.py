@@ -126,7 +126,15 @@ class TestRunId:
                 "eval_every": "epoch",
                 "select": "last",
             },
-            "EvalSpec": {"split": "test", "batch_size": 64, "rows": None, "merged": False, "data": None},
+            "EvalSpec": {
+                "protocol": "score",
+                "options": {},
+                "split": "test",
+                "batch_size": 64,
+                "rows": None,
+                "merged": False,
+                "data": None,
+            },
         }
 
     def test_golden_id(self):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,15 @@ from torch import nn
 
 from lowrank.console import say
 from lowrank.data.loader import TaskBatches, open_splits
-from lowrank.errors import IntegrityError
-from lowrank.evaluate.score import Score, score
+from lowrank.errors import ConfigError, IntegrityError
+from lowrank.evaluate.protocol import Outcome, Protocol, Subject
 from lowrank.files import MANIFEST, check_seal, read_json, write_json
 from lowrank.methods.chain import Chain
 from lowrank.models.load import load_model
+from lowrank.registry import protocol
 from lowrank.run_folder import EVALUATIONS, RUNS, WEIGHTS, read_spec
 from lowrank.signals import StopFlag
 from lowrank.spec import EvalSpec, RunSpec
-from lowrank.tasks import task
 
 
 def evaluate_pack(
@@ -91,7 +90,7 @@ def score_in_training(
     chain: Chain,
     run_spec: RunSpec,
     evaluations: Mapping[str, tuple[EvalSpec, Path]],
-    code: str,
+    codes: Mapping[str, str],
     folder: Path,
     poll: Callable[[], None],
     diverged: str | None,
@@ -103,19 +102,24 @@ def score_in_training(
         chain: attached to it.
         run_spec: what was trained.
         evaluations: id -> protocol, folder of the prepared data to score on.
-        code: digest of the code that scores.
+        codes: id -> digest of the code that scores.
         folder: the run's; the records go to `eval/` in it.
         poll: called before each batch; it raises where scoring must stop.
         diverged: why there is nothing to score, or None.
     """
-    # A merge cannot be taken back from every chain, so what is scored merged comes last.
-    for name, (spec, prepared) in sorted(evaluations.items(), key=lambda entry: entry[1][0].merged):
+
+    # A merge cannot be taken back from every chain, so what is scored merged comes last, and what spoils after it.
+    def place(entry: tuple[str, tuple[EvalSpec, Path]]) -> tuple[bool, bool]:
+        spec = entry[1][0]
+        return protocol(spec.protocol).spoils, spec.merged
+
+    for name, (spec, prepared) in sorted(evaluations.items(), key=place):
         if diverged is None:
             batches = open_splits(prepared, spec.data or run_spec.data, run_spec.task)[spec.split]
             result = _score(model, chain, batches, run_spec, spec, poll)
         else:
             result = _without_scores("diverged", diverged)
-        record = _record(name, spec, code, None, {**result, "evaluated_in": "training"})
+        record = _record(name, spec, codes[name], None, {**result, "evaluated_in": "training"})
         write_json(folder / EVALUATIONS / f"{name}.json", record)
 
 
@@ -130,32 +134,24 @@ def _score(
     device = next(model.parameters()).device
     if spec.merged and not chain.merged:
         chain.merge()
-    with chain.eval_mode():
-        result = score(model, task(run_spec.task), batches, spec.batch_size, device, rows=spec.rows, poll=poll)
-    if not math.isfinite(result.loss):
-        return _without_scores("diverged", f"the loss on the {spec.split} split is not finite")
-    return {"status": "ok", "cause": None, "metrics": _metrics(result), "items": _items(result)}
+    asked = protocol(spec.protocol)(spec.options)
+    found = asked.measure(Subject(model, chain, batches, run_spec, spec, device, poll))
+    _only_declared(asked, found)
+    if found.cause is not None:
+        return _without_scores("diverged", found.cause)
+    result = {"status": "ok", "cause": None, "metrics": found.metrics, "items": found.items}
+    return result | ({"records": found.records} if found.records else {})
+
+
+def _only_declared(asked: Protocol, found: Outcome) -> None:
+    """A metric that the protocol does not name would have no column."""
+    unknown = sorted(set(found.metrics) - set(asked.metrics))
+    if unknown:
+        raise ConfigError(f"protocol {asked.name}: gave {', '.join(unknown)}; declared: {', '.join(asked.metrics)}")
 
 
 def _without_scores(status: str, cause: str | None) -> dict[str, Any]:
     return {"status": status, "cause": cause, "metrics": {}}
-
-
-def _metrics(result: Score) -> dict[str, float | None]:
-    return {
-        "loss": result.loss,
-        "perplexity": result.perplexity if math.isfinite(result.perplexity) else None,
-        "accuracy": result.accuracy,
-        "units": result.units,
-    }
-
-
-def _items(result: Score) -> dict[str, list[float]]:
-    """Each unit's own loss and correctness, for intervals over test items."""
-    return {
-        "loss": [round(value, 6) for value in result.losses.tolist()],
-        "correct": [int(value) for value in result.correct.tolist()],
-    }
 
 
 def _record(name: str, spec: EvalSpec, code: str, weights: str | None, result: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +168,7 @@ def _valid(path: Path, code: str, weights: str | None) -> bool:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    metrics = result["metrics"]
-    if not metrics:
+    if not result["metrics"]:
         return f"{result['status']}, {result['cause']}"
-    return f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f} over {metrics['units']}"
+    numbers = [f"{name} {value:.5g}" for name, value in result["metrics"].items() if isinstance(value, int | float)]
+    return ", ".join(numbers)

@@ -23,6 +23,8 @@ class Score:
         units: how many examples or predicted tokens.
         losses: (units,) float32, in row order.
         correct: (units,) bool, in row order.
+        predicted: (units,) int64, the predicted classes where units are examples, else empty; in no order.
+        labels: (units,) int64, the classes that belong to `predicted`.
     """
 
     loss: float
@@ -30,6 +32,21 @@ class Score:
     units: int
     losses: Tensor
     correct: Tensor
+    predicted: Tensor
+    labels: Tensor
+
+    @property
+    def f1(self) -> float | None:
+        """Macro F1: the mean over classes c of 2 TP_c / (2 TP_c + FP_c + FN_c); None where units are no examples.
+
+        Classes that are neither labels nor predicted are left out, as in scikit-learn.
+        """
+        if not len(self.labels):
+            return None
+        classes = int(max(self.predicted.max(), self.labels.max())) + 1
+        hits = torch.bincount(self.labels[self.predicted == self.labels], minlength=classes)
+        seen = torch.bincount(self.labels, minlength=classes) + torch.bincount(self.predicted, minlength=classes)
+        return (2 * hits[seen > 0] / seen[seen > 0]).mean(dtype=torch.float64).item()
 
     @property
     def perplexity(self) -> float:
@@ -65,11 +82,16 @@ def score(
     order = order if rows is None else order[order < rows]
     losses: list[Tensor] = [torch.empty(0)] * len(order)
     correct: list[Tensor] = [torch.empty(0)] * len(order)
+    predicted, labels = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
     for chunk in order.split(batch_size):
         poll()
         (batch,) = batches.micro_batches(chunk, len(chunk))
         moved = {key: tensor.to(device) for key, tensor in batch.items()}
-        batch_losses, batch_correct = task.losses(forward(model, moved), moved)
+        logits = forward(model, moved)
+        batch_losses, batch_correct = task.losses(logits, moved)
+        if task.unit == "example":
+            predicted.append(logits.argmax(-1).cpu())
+            labels.append(batch["labels"])
         units = [task.units({key: tensor[i : i + 1] for key, tensor in batch.items()}) for i in range(len(chunk))]
         for row, row_losses, row_correct in zip(
             chunk.tolist(), batch_losses.cpu().split(units), batch_correct.cpu().split(units), strict=True
@@ -82,4 +104,6 @@ def score(
         units=len(all_losses),
         losses=all_losses,
         correct=all_correct,
+        predicted=torch.cat(predicted),
+        labels=torch.cat(labels),
     )

@@ -52,7 +52,7 @@ for pack in PLAN["packs"].values():
             params:
                 pack=pack["name"],
                 evaluation=evaluation,
-                code=pack["evaluate_code"],
+                code=[pack["evaluate_code"], PLAN["evaluations"][evaluation]["code"]],
             message:
                 f"score {pack['name']}: {len(pack['members'])} runs by {evaluation}"
             shell:

@@ -1,0 +1,1 @@
+"""The protocols: each file is one way to look at a trained run, found by its name."""
