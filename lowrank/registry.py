@@ -6,10 +6,13 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from pydantic import ValidationError
+
 from lowrank.errors import ConfigError
-from lowrank.strict import suggest
+from lowrank.strict import explain, suggest
 
 if TYPE_CHECKING:
     from lowrank.evaluate.protocol import Protocol
@@ -93,3 +96,46 @@ def parse_options(entry: Any) -> Any:
             raise ConfigError(f"an entry of a chain names its part, as in {{part: lora, rank: 8}}; found {entry!r}")
         return part(entry["part"]).Options.model_validate({k: v for k, v in entry.items() if k != "part"})
     return entry
+
+
+def parse_chain(value: object) -> tuple[Any, ...]:
+    """The options records of a chain, from its unparsed form, for pydantic.
+
+    Raises:
+        ValueError: names the entry and its fault.
+    """
+    if isinstance(value, str):
+        value = value.split("+")
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"a chain is a list of parts, as in [{{part: lora, rank: 8}}]; found {value!r}")
+    entries = []
+    for index, entry in enumerate(value):
+        try:
+            entries.append(parse_options(entry))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        except ValidationError as error:
+            name = entry["part"] if isinstance(entry, Mapping) else entry
+            raise ValueError(_option_faults(str(name), index, error)) from None
+    return tuple(entries)
+
+
+def _option_faults(name: str, index: int, error: ValidationError) -> str:
+    return "; ".join(explain(part(name).Options, detail, f"{index} ({name})") for detail in error.errors())
+
+
+def parse_protocol(name: object, options: Mapping[str, Any]) -> Any:
+    """The options record of a protocol, for pydantic.
+
+    Raises:
+        ValueError: no such protocol, or an option that it refuses.
+    """
+    try:
+        record = protocol(name).Options
+        return record.model_validate(dict(options))
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    except ValidationError as error:
+        raise ValueError("; ".join(explain(record, detail, "options") for detail in error.errors())) from None

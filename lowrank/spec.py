@@ -12,10 +12,9 @@ import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError, model_validator
+from pydantic import BeforeValidator, SerializeAsAny, model_validator
 
 from lowrank import registry
-from lowrank.errors import ConfigError
 from lowrank.files import canonical_json
 from lowrank.strict import (
     Fraction,
@@ -25,7 +24,6 @@ from lowrank.strict import (
     PositiveFloat,
     PositiveInt,
     Strict,
-    explain,
 )
 
 SPEC_VERSION = 1
@@ -120,30 +118,7 @@ class TrainSpec(Strict):
         return self
 
 
-def _entries(value: object) -> object:
-    if isinstance(value, str):
-        value = value.split("+")
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"a chain is a list of parts, as in [{{part: lora, rank: 8}}]; found {value!r}")
-    entries = []
-    for index, entry in enumerate(value):
-        try:
-            entries.append(registry.parse_options(entry))
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-        except ValidationError as error:
-            name = entry["part"] if isinstance(entry, Mapping) else entry
-            raise ValueError(_option_faults(str(name), index, error)) from None
-    return tuple(entries)
-
-
-def _option_faults(part: str, index: int, error: ValidationError) -> str:
-    return "; ".join(explain(registry.part(part).Options, detail, f"{index} ({part})") for detail in error.errors())
-
-
-ChainOptions = Annotated[tuple[SerializeAsAny[PartOptions], ...], BeforeValidator(_entries)]
+ChainOptions = Annotated[tuple[SerializeAsAny[PartOptions], ...], BeforeValidator(registry.parse_chain)]
 
 
 class RunSpec(Strict):
@@ -192,13 +167,7 @@ class EvalSpec(Strict):
         """Options in one form: checked, and left out where they are the protocol's defaults."""
         if not isinstance(value, Mapping) or not isinstance(value.get("options", {}), Mapping):
             return value
-        try:
-            record = registry.protocol(value.get("protocol", "score")).Options
-            options = record.model_validate(dict(value.get("options", {})))
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-        except ValidationError as error:
-            raise ValueError("; ".join(explain(record, detail, "options") for detail in error.errors())) from None
+        options = registry.parse_protocol(value.get("protocol", "score"), value.get("options", {}))
         return {**value, "options": options.model_dump(mode="json", exclude_defaults=True)}
 
 
