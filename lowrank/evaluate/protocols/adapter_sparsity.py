@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ class AdapterSparsity(Protocol):
         if not layers:
             return Outcome(metrics=dict.fromkeys(self.metrics))
         factors = [factor for pair in layers for factor in pair]
-        zeros, values = (sum(int(count(factor)) for factor in factors) for count in (_zeros, Tensor.numel))
+        zeros, values = sum(map(_zeros, factors)), sum(factor.numel() for factor in factors)
         times = self._times(layers, subject)
         fastest = min(times, key=lambda name: times[name]).removesuffix("_s")
         shares = {"zero_share": zeros / values, "zeros": zeros, "values": values}
@@ -54,18 +53,14 @@ class AdapterSparsity(Protocol):
     @torch.no_grad()
     def _times(self, layers: list[Factors], subject: Subject) -> dict[str, float]:
         generator = torch.Generator().manual_seed(0)
-        inputs = [
-            torch.randn(down.shape[1], self.options.rows, generator=generator).to(down) for down, _ in layers
-        ]
+        inputs = [torch.randn(down.shape[1], self.options.rows, generator=generator).to(down) for down, _ in layers]
         kept = [_live(pair) for pair in layers]
         ways: dict[str, list[Factors]] = {
             "dense_s": layers,
             "sparse_s": [(down.to_sparse_csr(), up.to_sparse_csr()) for down, up in layers],
             "sliced_s": [(down[live].contiguous(), up[:, live].contiguous()) for (down, up), live in zip(layers, kept)],
         }
-        timed = functools.partial(
-            seconds, device=subject.device, repeats=self.options.repeats, poll=subject.poll
-        )
+        timed = functools.partial(seconds, device=subject.device, repeats=self.options.repeats, poll=subject.poll)
         return {name: timed(_products(pairs, inputs)) for name, pairs in ways.items()}
 
 
@@ -83,7 +78,7 @@ def _zeros(factor: Tensor) -> int:
     return int((factor == 0).sum())
 
 
-def _factors(model: nn.Module) -> Any:
+def _factors(model: nn.Module) -> Iterator[Factors]:
     """The two factors of each adapter that has a down (rank, in) and an up (out, rank)."""
     for module in model.modules():
         for adapter in module.adapters.values() if isinstance(module, AdaptedLinear) else ():

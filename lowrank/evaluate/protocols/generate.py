@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -15,7 +12,7 @@ from lowrank.errors import ConfigError
 from lowrank.evaluate.clock import clock, seconds
 from lowrank.evaluate.protocol import Outcome, Protocol, Subject
 from lowrank.strict import PositiveInt, Strict
-from lowrank.tasks import IGNORED, forward
+from lowrank.tasks import forward
 
 
 class Generate(Protocol):
