@@ -43,8 +43,7 @@ EXACT = [
 
 # What a part needs on models of this size; every other option keeps its default.
 NEEDED: dict[str, dict[str, Any]] = {
-    # Its dense steps come first and cost most; those after depend on which tokens are dense.
-    "contextual_sparsity": {"dense_steps": 10},
+    "contextual_sparsity": {"dense_steps": 0, "dense_tokens": "none"},
     "galore": {"rank": 4},
     "hira": {"rank": 4},
     "prune": {"start": 1},
@@ -111,12 +110,40 @@ def test_prediction_is_the_measurement_for_every_part(part: str) -> None:
     hold_together(measured(family, options, batch), predict_step(FAMILIES[family], options, batch))
 
 
-def test_a_step_that_depends_on_values_is_not_predicted() -> None:
+@pytest.mark.parametrize("hidden", [0, 2])
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"nanogpt"}))
+def test_a_sparse_step_is_predicted_from_the_labels_and_the_mask(family: str, hidden: int) -> None:
+    options, batch = entries("lora", {"part": "contextual_sparsity", "dense_steps": 0}), batch_for(family, hidden)
+    if batch["labels"].ndim == 2:
+        batch["labels"] = batch["labels"].masked_fill(torch.arange(TOKENS) < 2, -100)
+    hold_together(measured(family, options, batch), predict_step(FAMILIES[family], options, batch))
+
+
+def test_which_tokens_are_dense_is_not_guessed() -> None:
     options = entries("lora", {"part": "contextual_sparsity", "dense_steps": 0})
+    batch = {key: value.to("meta") for key, value in batch_for("llama").items()}
     with pytest.raises(
-        ConfigError, match=r"its step depends on values .* which a prediction does not have; measure it"
+        ConfigError, match=r"its step depends on values .* does not have; measure it, or give the batch"
     ):
-        predict_step(FAMILIES["llama"], options, batch_for("llama", hidden=2))
+        predict_step(FAMILIES["llama"], options, batch)
+
+
+@pytest.mark.parametrize(
+    "parts", [[{"part": "paged_adamw", "bits": 8}], [{"part": "galore", "rank": 40, "optimizer": "adamw8bit"}]]
+)
+def test_moments_of_8_bits_are_predicted(parts: list[Any]) -> None:
+    """Of tensors above and below the 4096 elements from which they are coded, and of blocks that are not full."""
+    shape = {"dim": 64, "n_layers": 1, "n_heads": 2, "hidden_dim": 130, "vocab_size": 70}
+    config = DistilBertConfig(**shape, max_position_embeddings=8, num_labels=3)
+    options, batch = entries("full", *parts), batch_for("distilbert")
+
+    def build() -> nn.Module:
+        return DistilBertForSequenceClassification(config)
+
+    chain = Chain.build(options).attach(model := build().train())
+    found = measure_step(model, chain, chain.optimizer(TRAIN), batch, steps=1)
+    hold_together(found, predict_step(build, options, batch))
+    assert found.optimizer_bytes < 0.6 * 8 * found.trainable_parameters
 
 
 @pytest.mark.slow

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
+    unset_fake_temporarily,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lowrank.errors import ConfigError
 from lowrank.measure.step import Accounting, Batch, Loss, Step, model_loss
@@ -34,13 +37,14 @@ def predict_step(
     The model is built on the meta device, the chain is attached to it, and its tensors are replaced
     by fake ones that say they lie on the CPU. The same step then runs over them: every kernel is
     chosen as on a CPU, so what it saves has the size that it has there, but nothing is allocated.
+    Only what follows from integers of the batch, such as which tokens have a label, is computed.
 
     Args:
         build: returns the base model; called with the meta device as default, so it must not read weights.
         options: the chain, as `RunSpec.chain` holds it.
-        batch: tensors of the right shapes and dtypes, on any device. Values matter in one place: a real
-            `attention_mask` of ones is treated as transformers treats it, as no mask; a mask without
-            values (meta) is one that hides something.
+        batch: tensors of the right shapes and dtypes, on any device. Integers may be on the meta device, without
+            values, where no size depends on them. A mask without values is one that hides something, while
+            transformers treats a mask of ones as no mask; SparseLoRA needs the values of labels and mask.
         loss: (model, batch) -> scalar; the model's own by default.
         precision: `bf16` runs the forward pass under autocast.
         first_step: number of the step, for parts whose work depends on it.
@@ -49,46 +53,58 @@ def predict_step(
         An `Accounting` without times and peaks.
 
     Raises:
-        ConfigError: a part's work depends on the values of tensors; such a chain has to be measured.
+        ConfigError: the size of a part's work depends on values of the model, or of a batch that has none.
     """
     chain = Chain.build(options)
     with torch.device("meta"):
         model = build()
     chain.attach(model.train())
-    unmasked = _hides_nothing(batch)
-
-    def fake_loss(model: nn.Module, batch: Batch) -> Tensor:
-        return loss(model, {key: value for key, value in batch.items() if key != "attention_mask" or not unmasked})
-
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _Draws():  # type: ignore[no-untyped-call]
+        with FakeTensorMode(allow_non_fake_inputs=True), _Values():  # type: ignore[no-untyped-call]
             _to_fake_cpu(model)
-            fake_batch = {key: torch.empty(value.shape, dtype=value.dtype) for key, value in batch.items()}
+            seen = {key: _told(value) for key, value in batch.items()}
             optimizer = chain.optimizer(TrainSpec(lr=1e-3, steps=1))
-            step = Step(model, chain, optimizer, fake_batch, fake_loss, precision, first_step)
+            step = Step(model, chain, optimizer, seen, loss, precision, first_step)
             step.take()
             return Accounting(origin="predicted", device="cpu", **step.account())
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ConfigError(
-            f"chain {chain.name}: its step depends on values ({error}), which a prediction does not have; measure it"
+            f"chain {chain.name}: its step depends on values ({error}), which a prediction does not have; "
+            "measure it, or give the batch its values"
         ) from error
 
 
-class _Draws(TorchDispatchMode):
-    """Lets a step read the value of a random draw: being random, it decides no size."""
+_CONSTANTS = (torch.ops.aten.arange, torch.ops.aten.full, torch.ops.aten.ones, torch.ops.aten.zeros)
+
+
+class _Values(TorchDispatchMode):
+    """Lets a step read the values that decide its sizes, and those that decide nothing.
+
+    What follows from the batch alone, or from integers, such as which tokens have a label, is really
+    computed. A random draw may be read: being random, it decides no size.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if tensors and not any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in tensors):
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
         if func is torch.ops.aten._local_scalar_dense.default and getattr(args[0], "is_draw", False):
             return 0
         result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _CONSTANTS and not result.is_floating_point() and not result.is_meta:
+            with unset_fake_temporarily():
+                return func(*args, **(kwargs or {}))
         if func.overloadpacket is torch.ops.aten.randint:
             result.is_draw = True
         return result
 
 
-def _hides_nothing(batch: Batch) -> bool:
-    mask = batch.get("attention_mask")
-    return mask is not None and mask.device.type != "meta" and bool((mask == 1).all())
+def _told(value: Tensor) -> Tensor:
+    """A tensor of a batch as a step sees it: with its values where these may decide something."""
+    if value.is_meta or value.is_floating_point():
+        return torch.empty(value.shape, dtype=value.dtype)
+    return value.cpu()
 
 
 def _to_fake_cpu(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from lowrank.methods.micro_batches import together
 from lowrank.methods.part import Part
 from lowrank.methods.sparse_branches import Attention, FeedForward, Now, kept
 from lowrank.methods.sparse_layers import Block, family_of
-from lowrank.methods.sparse_product import lay_out
+from lowrank.methods.sparse_product import LowRank, lay_out
 from lowrank.methods.sparse_tokens import Plan
 from lowrank.spec import PartOptions, TrainSpec
 from lowrank.strict import Fraction, NonNegativeInt, PositiveInt, Strict
@@ -180,6 +180,8 @@ class ContextualSparsity(Part):
         for module in model.modules():
             if isinstance(module, AdaptedLinear) and module.base in self._bases:
                 module.base_product = None
+                for name in [name for name, child in module.named_children() if isinstance(child, LowRank)]:
+                    delattr(module, name)
         for base in self._bases:
             lay_out(base, columns=None)
         self._bases.clear()

@@ -93,6 +93,8 @@ class FeedForward:
         *self.producers, self.down = layers
         self.width = self.down.in_features
         self.estimates = [LowRank(layer.weight, layer.bias, rank) for layer in self.producers]
+        for layer, estimate in zip(self.producers, self.estimates):
+            layer.add_module("estimate", estimate)
 
     def products(self) -> dict[AdaptedLinear, Product]:
         """Layer -> what computes its base product."""
@@ -185,6 +187,7 @@ class Attention:
                 layer, start = layers["qkv"], {"q": 0, "k": self.queries, "v": self.queries + self.keys}[kind]
             rows = slice(start, start + sizes[kind])
             self.estimates[kind] = LowRank(layer.weight[rows], None if layer.bias is None else layer.bias[rows], rank)
+            layer.add_module(f"estimate_{kind}", self.estimates[kind])
 
     def products(self) -> dict[AdaptedLinear, Product]:
         """Layer -> what computes its base product."""

@@ -87,7 +87,7 @@ def lay_out(base: nn.Module, columns: bool | None) -> None:
     weight.data = weight.data.t().contiguous().t() if transposed else weight.data.contiguous()
 
 
-class LowRank:
+class LowRank(nn.Module):
     """A linear layer as its best approximation of a low rank: W ~ L R, made once; the bias stays exact.
 
     Source: Khaki et al. 2025, "SparseLoRA", section 3.2 (SVD sparsity estimator).
@@ -98,16 +98,26 @@ class LowRank:
         rank: of the approximation; the shorter side of the weight makes it exact.
     """
 
+    left: Tensor
+    """(out, rank), or (out, rank + 1) with the bias in the last column."""
+    right: Tensor
+    """R^T (in, rank)."""
+
     @torch.no_grad()
     def __init__(self, weight: Tensor, bias: Tensor | None, rank: int) -> None:
+        super().__init__()
         found = bases(weight, rank, "std")
         if "projector_right" in found:
-            self.right = found["projector_right"]  # R^T (in, rank)
-            left = weight @ self.right
+            right = found["projector_right"]
+            left = weight @ right
         else:
             left = found["projector_left"]
-            self.right = weight.t() @ left
-        self.left = left if bias is None else torch.cat([left, bias[:, None].to(left.dtype)], 1)  # (out, rank [+ 1])
+            right = weight.t() @ left
+        if bias is not None:
+            left = torch.cat([left, bias[:, None].to(left.dtype)], 1)
+        # Buffers, so that they go where the model goes and count as its memory; they follow from the weight.
+        self.register_buffer("left", left, persistent=False)
+        self.register_buffer("right", right, persistent=False)
         self.biased = bias is not None
 
     def hidden(self, x: Tensor) -> Tensor:
