@@ -104,7 +104,7 @@ def test_families_that_a_part_refuses(family: str, part: str) -> None:
 
 @every_case
 def test_attaching_changes_nothing(family: str, parts: tuple[str, ...]) -> None:
-    """Not what evaluation sees, and no bit of a weight; a part that codes weights tells how far they moved."""
+    """Not what evaluation sees, and no bit of a weight; what stores weights otherwise tells how far they moved."""
     rows, base = rows_of(family), model_of(family)
     with torch.no_grad():
         expected = base(**rows).logits
@@ -115,7 +115,7 @@ def test_attaching_changes_nothing(family: str, parts: tuple[str, ...]) -> None:
     drifts = [part.drift for part in chain.parts if hasattr(part, "drift")]
     missing = base.state_dict().keys() - held.keys()
     assert missing == {f"{name}.weight" for drift in drifts for name in drift}
-    assert all(0 < drift.relative < 0.2 for told in drifts for drift in told.values())
+    assert all(0 < drift.relative < 1 for told in drifts for drift in told.values())
     if not drifts:
         MERGE.check(logits(chain, rows), expected)
 

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import dense_weight, replace
 from lowrank.methods.adapter import AdapterPart, Names
+from lowrank.methods.drift import Drift, drift_of
 from lowrank.methods.part import Part
 from lowrank.spec import PartOptions
 from lowrank.strict import PositiveInt
@@ -26,9 +27,9 @@ class LowRank(Part):
 
     Unlike LoRA, nothing of full rank is left underneath: rank * (in + out) numbers a layer, in the weight, its
     gradient and the optimizer's state. The start is the best approximation of rank `rank` of the base weight
-    W ~ U S V^T: B = U S^(1/2), A = S^(1/2) V^T. Where the base is random, this gives the factors the scale that
-    the architecture was given. What is not a target (embeddings, norms, biases) trains where another part says
-    so, as in full+low_rank.
+    W ~ U S V^T: B = U S^(1/2), A = S^(1/2) V^T; `drift` tells how far each weight moved by that. Where the base
+    is random, this gives the factors the scale that the architecture was given. What is not a target
+    (embeddings, norms, biases) trains where another part says so, as in full+low_rank.
 
     Source: Kamalakara et al. 2022, "Exploring Low Rank Training of Deep Neural Networks", section 2, with the
     spectral initialisation of Khodak et al. 2021; the row "Low-Rank" of Zhao et al. 2024 (GaLore), table 2.
@@ -43,6 +44,10 @@ class LowRank(Part):
         targets: Names = (ALL_LINEAR,)
         """`all-linear` (every linear layer of the trunk), or name patterns; see `lowrank.targets`."""
         rank: PositiveInt = 128
+
+    def setup(self) -> None:
+        """Nothing is replaced yet."""
+        self.drift: dict[str, Drift] = {}
 
     def check(self, chain: Any, model: nn.Module) -> None:
         """Refuses layers that cannot be factored so, a rank they cannot hold, and parts that add to a weight."""
@@ -69,7 +74,10 @@ class LowRank(Part):
         """Replaces each target by its factors; needs no randomness of its own."""
         for name in select(model, self.options.targets):
             module = model.get_submodule(name)
-            replace(model, module, FactoredLinear(module, self.options.rank))
+            layer = FactoredLinear(module, self.options.rank)
+            if layer.factor_A.device.type != "meta":
+                self.drift[name] = drift_of(layer.dense_weight(), dense_weight(module))
+            replace(model, module, layer)
 
     def merge(self, model: nn.Module) -> None:
         """Plain layers with the weight B A."""

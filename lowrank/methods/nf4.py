@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import replace
 from lowrank.methods.adapter import Names
-from lowrank.methods.nf4_linear import Drift, Nf4Linear
+from lowrank.methods.drift import Drift
+from lowrank.methods.nf4_linear import Nf4Linear
 from lowrank.methods.part import Part
 from lowrank.spec import PartOptions
 from lowrank.targets import ALL_LINEAR, select

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from lowrank.methods.adapted import dense_weight, features
 from lowrank.methods.bnb import bnb, dynamic_map
+from lowrank.methods.drift import Drift, drift_of
 
 BLOCK = 64
 """Weights that share one constant."""
 
 CONSTANT_BLOCK = 256
 """Constants that share one second-level constant, under double quantisation."""
-
-
-class Drift(NamedTuple):
-    """How far a stored weight lies from the weight it stands for."""
-
-    max_abs: float
-    """max |stored - meant|."""
-    relative: float
-    """||stored - meant|| / ||meant||, Frobenius."""
 
 
 class Nf4Linear(nn.Module):
@@ -83,9 +75,7 @@ class Nf4Linear(nn.Module):
         for key, value in _quantize(weight, self.double_quant).items():
             self.register_buffer(key, value)
         if weight.device.type != "meta":
-            error = self.dense_weight().float() - weight.float()
-            norm = weight.float().norm().clamp(min=torch.finfo(torch.float32).tiny)
-            self.drift = Drift(error.abs().max().item(), (error.norm() / norm).item())
+            self.drift = drift_of(self.dense_weight(), weight)
 
     def dense_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight as (out, in), in the type it had before, or in `dtype`."""
