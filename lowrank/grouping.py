@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ def alike(
 
     Args:
         runs: id -> entry of the plan.
-        axes: short or dotted names, as in a sweep.
+        axes: short or dotted names, as in a sweep; `chain` for all of the method.
         only: label of an evaluation -> the runs it is limited to; runs that are scored otherwise are not alike.
     """
     groups: dict[str, list[str]] = {}
@@ -40,3 +41,14 @@ def _without(spec: dict[str, Any], axes: set[str]) -> dict[str, Any]:
 
     stripped: dict[str, Any] = strip(spec, "")
     return stripped
+
+
+def digest(parts: list[str]) -> str:
+    """One digest of several, in their order."""
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+
+
+def joint(digests: list[str]) -> str:
+    """The digest that all members of a pack have, or one of theirs."""
+    different = sorted(set(digests))
+    return different[0] if len(different) == 1 else digest(different)

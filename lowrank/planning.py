@@ -10,7 +10,7 @@ from typing import Any
 from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prepared_id, run_pins, run_spec
 from lowrank.digest import code_digest, evaluate_digest, page_digests, protocol_digest, report_digests, train_digest
 from lowrank.errors import ConfigError
-from lowrank.grouping import alike
+from lowrank.grouping import alike, digest, joint
 from lowrank.registry import protocol
 from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
@@ -164,14 +164,16 @@ class Planner:
 
     def _add_pack(self, digest: str, members: list[str], mem_mb: int) -> None:
         first = self.runs[members[0]]
-        name = f"{'.'.join(entry['part'] for entry in first['spec']['chain'])}-{digest}"
+        chains = {".".join(entry["part"] for entry in self.runs[run]["spec"]["chain"]) for run in members}
+        name = f"{chains.pop() if len(chains) == 1 else 'several'}-{digest}"
         for run in members:
             self.runs[run]["pack"] = name
-        shared = ("data", "cards", "code", "evaluate_code", "keep_weights")
+        shared = ("data", "cards", "keep_weights")
         self.packs[name] = {
             "name": name,
             "members": members,
             **{key: first[key] for key in shared},
+            **{key: joint([self.runs[run][key] for run in members]) for key in ("code", "evaluate_code")},
             "evaluations": {},
             "steps": sum(self.runs[run]["steps"] for run in members),
             "owners": [],
@@ -180,15 +182,13 @@ class Planner:
 
     def _mark_code(self, pack: dict[str, Any]) -> None:
         """Where weights are not kept, runs are scored in the training job: the code that scores made them too."""
-        first = self.runs[pack["members"][0]]
-        if first["keep_weights"]:
+        if pack["keep_weights"]:
             return
-        plain = self._code(parse(RunSpec, first["spec"], pack["name"]))["code"]
         scoring = sorted(self.evaluations[name]["code"] for name in pack["evaluations"])
-        code = hashlib.sha256(" ".join([plain, pack["evaluate_code"], *scoring]).encode()).hexdigest()[:12]
         for run in pack["members"]:
-            self.runs[run]["code"] = code
-        pack["code"] = code
+            own = self._code(parse(RunSpec, self.runs[run]["spec"], pack["name"]))
+            self.runs[run]["code"] = digest([own["code"], own["evaluate_code"], *scoring])
+        pack["code"] = joint([self.runs[run]["code"] for run in pack["members"]])
 
     def _add_evaluation(
         self, owner: str, label: str, spec: EvalSpec, model: ModelCard, trained_on: str

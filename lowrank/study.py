@@ -72,7 +72,7 @@ class Study(Strict):
     """Sentences of the protocol box."""
     arms: dict[Name, Arm]
     pack: tuple[str, ...] = ()
-    """Axes along which runs are trained together."""
+    """Axes along which runs are trained together; `chain` is the whole method, where many have few runs each."""
     evaluations: dict[Name, Evaluation]
     scales: dict[Scale, ScaleSpec]
     tables: Any = None
@@ -117,7 +117,7 @@ def load_study(name: str) -> Study:
                 where = f"{_shown(path)}: evaluations.{label}.arms"
                 raise ConfigError(f"{where}: unknown arm {arm!r}{suggest(arm, study.arms)}")
     chains = [_chain(arm.chain, f"{_shown(path)}: arms.{name}") for name, arm in study.arms.items()]
-    known = {"seed"}.union(*(_owners({"chain": chain}) for chain in chains))
+    known = {"seed", "chain"}.union(*(_owners({"chain": chain}) for chain in chains))
     for axis in study.pack:
         if axis not in known:
             raise ConfigError(f"{_shown(path)}: pack: unknown axis {axis!r}{suggest(axis, known)}")

@@ -36,6 +36,22 @@ def test_runs_that_differ_in_packed_axes_only_are_one_pack() -> None:
     assert packs_of(planner) == sorted(expected)
 
 
+def test_chains_share_a_pack_where_a_study_says_so() -> None:
+    planner = Planner("smoke")
+    runs = {chain: planner.add_run(run_spec(chain), "s", False) for chain in ("lora", "hira", "full")}
+    planner.add_packs("s", ["chain"], TEST, size=64, mem_mb=1)
+    (pack,) = planner.packs.values()
+    assert sorted(pack["members"]) == sorted(runs.values())
+    assert pack["name"].startswith("several-")
+    codes = {chain: planner.runs[run]["code"] for chain, run in runs.items()}
+    assert len(set(codes.values())) == 3, "each member is known by the code of its own parts"
+    apart = Planner("smoke")
+    for chain in runs:
+        apart.add_run(run_spec(chain), "s", False)
+    apart.add_packs("s", [], TEST, size=64, mem_mb=1)
+    assert {chain: apart.runs[run]["code"] for chain, run in runs.items()} == codes
+
+
 def test_a_pack_is_cut_where_it_is_too_large() -> None:
     planner = Planner("smoke")
     for seed in range(5):
