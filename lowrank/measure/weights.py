@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,12 @@ def trunk_weights(model: nn.Module) -> dict[str, Tensor]:
     Taken before training, it is the base state that `weight_norms` compares with.
     """
     return {name: weight.clone() for name, weight in _effective_weights(model)}
+
+
+@torch.no_grad()
+def base_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the weights under the adapters of the trunk's adapted layers: layer name -> (out, in) float32."""
+    return {name: layer.weight.float().clone() for name, layer in _layers(model) if hasattr(layer, "adapters")}
 
 
 @torch.no_grad()
@@ -43,15 +50,23 @@ def weight_norms(model: nn.Module, base: Mapping[str, Tensor] | None = None) -> 
 
 
 def _effective_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    # Imported here because these read transformers, which a caller of the counters may not need.
-    from lowrank.methods.adapted import AdaptedLinear, dense_weight
+    from lowrank.methods.adapted import dense_weight
+
+    for name, layer in _layers(model):
+        if hasattr(layer, "adapters"):
+            yield name, (layer.weight + layer.delta_weight()).float()
+        else:
+            yield name, dense_weight(layer).float()
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The linear layers of the trunk, adapted or plain."""
+    # Imported here because it reads transformers, which a caller of the counters may not need.
     from lowrank.targets import head_names, is_linear, output_embedding
 
     heads, vocabulary = head_names(model), output_embedding(model)
     for name, module in model.named_modules():
         if name.endswith(".base") or module is vocabulary or name.split(".")[0] in heads:
             continue
-        if isinstance(module, AdaptedLinear):
-            yield name, (module.weight + module.delta_weight()).float()
-        elif is_linear(module):
-            yield name, dense_weight(module).float()
+        if is_linear(module):
+            yield name, module
