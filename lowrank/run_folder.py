@@ -16,7 +16,7 @@ from lowrank.strict import parse
 RUNS = Path("results/runs")
 WORK = Path("work")
 SPEC, WEIGHTS, HISTORY = "spec.json", "weights.safetensors", "history.parquet"
-EVALUATIONS = "eval"
+EVALUATIONS, OBSERVED = "eval", "observed"
 
 
 def finished(run: str, code: str, needs: Collection[str] = (), runs: Path = RUNS) -> dict[str, Any] | None:

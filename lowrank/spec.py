@@ -104,6 +104,8 @@ class TrainSpec(Strict):
     """Validation after each epoch, or every so many steps; always after the last step."""
     select: Literal["last", "best"] = "last"
     """Which weights the run is judged by: the last, or those of the lowest validation loss."""
+    observe: dict[Name, dict[str, Any]] = {}
+    """Observers of `lowrank.train.observers`, each with what it is told; they record rows and change no number."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSpec:

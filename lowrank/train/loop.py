@@ -22,6 +22,7 @@ from lowrank.spec import TrainSpec
 from lowrank.tasks import Task, forward
 from lowrank.train.checkpoint import load_optimizer, rng_state, set_rng_state
 from lowrank.train.checks import check_batches
+from lowrank.train.observer import Row, Watch
 from lowrank.train.schedules import schedule
 
 FINITE_CHECK_EVERY = 20
@@ -43,6 +44,8 @@ class State:
     best_val_loss: float | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     diverged_at: int | None = None
+    observed: dict[str, list[Row]] = field(default_factory=dict)
+    """Observer -> what it has seen so far."""
 
     @property
     def cause(self) -> str | None:
@@ -90,6 +93,7 @@ class Loop:
         self.optimizer = chain.optimizer(train)
         self.factor = chain.schedule(train, self.total_steps) or schedule(train, self.total_steps)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.watch = Watch(train.observe, model)
         torch.manual_seed(seed)
 
     def run(self, keep: Callable[[Loop], None], label: str, stop: StopFlag | None = None) -> State:
@@ -160,7 +164,8 @@ class Loop:
             group["lr"] = lr * self.factor(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.chain.after_step(self.optimizer, step + 1)
+        with self.watch.around(step + 1, self.state):
+            self.chain.after_step(self.optimizer, step + 1)
         return total
 
     def micro_batches(self, step: int) -> Iterator[dict[str, Tensor]]:
@@ -189,6 +194,7 @@ class Loop:
                 history[index]["train_loss"] = None
                 self.state.diverged_at = self.state.step = history[index]["step"]
                 del history[index + 1 :]
+                self.watch.forget(self.state.step, self.state)
                 break
             history[index]["train_loss"] = value
         self.pending.clear()

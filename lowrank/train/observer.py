@@ -7,10 +7,14 @@ they are part of a checkpoint, so that a resumed run has the rows of an uninterr
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, final
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol, final
 
 from torch import nn
 
+from lowrank.registry import observer
 from lowrank.strict import Strict, parse
 
 Row = dict[str, Any]
@@ -45,3 +49,43 @@ class Observer:
     def after_parts(self, model: nn.Module, step: int) -> list[Row]:
         """When the parts have acted."""
         return []
+
+
+class Seen(Protocol):
+    """Where a run stands, as far as observers are concerned."""
+
+    seconds: float
+    observed: dict[str, list[Row]]
+
+
+class Watch:
+    """The observers that a run asks for.
+
+    Args:
+        asked: name -> options.
+        model: with its chain attached and nothing trained.
+    """
+
+    def __init__(self, asked: Mapping[str, dict[str, Any]], model: nn.Module) -> None:
+        self.model = model
+        self.observers = [observer(name)(options) for name, options in asked.items()]
+        for watching in self.observers:
+            watching.begin(model)
+
+    @contextlib.contextmanager
+    def around(self, step: int, state: Seen) -> Iterator[None]:
+        """Looks before and after what the block does; the time this takes is none of the training's."""
+        self._look("before_parts", step, state)
+        yield
+        self._look("after_parts", step, state)
+
+    def _look(self, moment: str, step: int, state: Seen) -> None:
+        for watching in self.observers:
+            began = time.perf_counter()
+            state.observed.setdefault(watching.name, []).extend(getattr(watching, moment)(self.model, step))
+            state.seconds -= time.perf_counter() - began
+
+    def forget(self, step: int, state: Seen) -> None:
+        """Drops what was seen at `step`, where the run diverged, or later."""
+        for rows in state.observed.values():
+            rows[:] = [row for row in rows if row["step"] < step]

@@ -23,7 +23,7 @@ from lowrank.measure import counts, trunk_weights, weight_norms
 from lowrank.methods.chain import Chain
 from lowrank.models.load import load_model
 from lowrank.provenance import provenance
-from lowrank.run_folder import HISTORY, RUNS, SPEC, WEIGHTS, WORK, finished, holding
+from lowrank.run_folder import HISTORY, OBSERVED, RUNS, SPEC, WEIGHTS, WORK, finished, holding
 from lowrank.signals import StopFlag
 from lowrank.spec import Pins, RunSpec, identity
 from lowrank.tasks import task
@@ -168,6 +168,8 @@ def _publish(pack: Pack, member: Member, loop: Loop, base: dict[str, Tensor] | N
         write_json(folder / SPEC, {"run": member.run, **identity(member.spec, member.pins)})
         write_history(folder / HISTORY, loop.state.history)
         write_events(folder / "tensorboard", loop.state.history)
+        for name, rows in loop.state.observed.items():
+            write_json(folder / OBSERVED / f"{name}.json", rows)
         if pack.keep_weights:
             checkpoint.write_tensors(folder / WEIGHTS, loop.chain.changed())
         facts = _manifest(pack, member, loop, base)
