@@ -59,8 +59,10 @@ def page_digests() -> list[str]:
 
 
 def train_digest(spec: RunSpec) -> str:
-    """The code that a training run can reach: the trainer and the parts of its chain."""
-    return code_digest(["lowrank.train.pack", *(registry.part(options.part).__module__ for options in spec.chain)])
+    """The code that a training run can reach: the trainer, the parts of its chain, and who observes it."""
+    parts = (registry.part(options.part).__module__ for options in spec.chain)
+    observers = (registry.observer(name).__module__ for name in spec.train.observe)
+    return code_digest(["lowrank.train.pack", *parts, *observers])
 
 
 def evaluate_digest(spec: RunSpec) -> str:

@@ -123,10 +123,10 @@ class Planner:
         return run
 
     def _code(self, spec: RunSpec) -> dict[str, str]:
-        parts = ".".join(options.part for options in spec.chain)
-        if parts not in self._digests:
-            self._digests[parts] = {"code": train_digest(spec), "evaluate_code": evaluate_digest(spec)}
-        return self._digests[parts]
+        reached = ".".join([*(options.part for options in spec.chain), *spec.train.observe])
+        if reached not in self._digests:
+            self._digests[reached] = {"code": train_digest(spec), "evaluate_code": evaluate_digest(spec)}
+        return self._digests[reached]
 
     def add_packs(
         self,

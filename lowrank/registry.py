@@ -1,4 +1,4 @@
-"""Finds parts and protocols: every module of their package that defines one, with nothing listed by hand."""
+"""Finds parts, protocols and observers: every module of their package that defines one, with nothing listed by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
@@ -17,9 +17,11 @@ from lowrank.strict import explain, suggest
 if TYPE_CHECKING:
     from lowrank.evaluate.protocol import Protocol
     from lowrank.methods.part import Part
+    from lowrank.train.observer import Observer
 
 PARTS = "lowrank.methods"
 PROTOCOLS = "lowrank.evaluate.protocols"
+OBSERVERS = "lowrank.train.observers"
 
 
 def parts() -> dict[str, type[Part]]:
@@ -48,6 +50,15 @@ def protocol(name: object) -> type[Protocol]:
         ConfigError: no such protocol; names the nearest one.
     """
     return cast("type[Protocol]", _one(PROTOCOLS, "protocol", name))
+
+
+def observer(name: object) -> type[Observer]:
+    """The observer of that name, found as a part is.
+
+    Raises:
+        ConfigError: no such observer; names the nearest one.
+    """
+    return cast("type[Observer]", _one(OBSERVERS, "observer", name))
 
 
 @functools.cache
@@ -132,8 +143,21 @@ def parse_protocol(name: object, options: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: no such protocol, or an option that it refuses.
     """
+    return _parse_told(protocol, name, options)
+
+
+def parse_observer(name: object, options: Mapping[str, Any]) -> Any:
+    """The options record of an observer, for pydantic.
+
+    Raises:
+        ValueError: no such observer, or an option that it refuses.
+    """
+    return _parse_told(observer, name, options)
+
+
+def _parse_told(find: Callable[[object], Any], name: object, options: Mapping[str, Any]) -> Any:
     try:
-        record = protocol(name).Options
+        record = find(name).Options
         return record.model_validate(dict(options))
     except ConfigError as error:
         raise ValueError(str(error)) from None

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, SerializeAsAny, model_validator
 
 from lowrank import registry
 from lowrank.files import canonical_json
@@ -77,6 +77,14 @@ class DataSpec(Strict):
     """masked_lm: share of the tokens that are hidden and predicted; 0 hides none and predicts every token."""
 
 
+def _told(observers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Options in one form: checked, and left out where they are the observer's defaults."""
+    return {
+        name: registry.parse_observer(name, options).model_dump(mode="json", exclude_defaults=True)
+        for name, options in observers.items()
+    }
+
+
 class TrainSpec(Strict):
     """Everything the loop needs to know that is not the method."""
 
@@ -104,7 +112,7 @@ class TrainSpec(Strict):
     """Validation after each epoch, or every so many steps; always after the last step."""
     select: Literal["last", "best"] = "last"
     """Which weights the run is judged by: the last, or those of the lowest validation loss."""
-    observe: dict[Name, dict[str, Any]] = {}
+    observe: Annotated[dict[Name, dict[str, Any]], AfterValidator(_told)] = {}
     """Observers of `lowrank.train.observers`, each with what it is told; they record rows and change no number."""
 
     @model_validator(mode="after")

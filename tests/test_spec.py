@@ -125,6 +125,7 @@ class TestRunId:
                 "precision": "fp32",
                 "eval_every": "epoch",
                 "select": "last",
+                "observe": {},
             },
             "EvalSpec": {
                 "protocol": "score",

@@ -24,12 +24,12 @@ class PublishedLm(Protocol):
     `accuracy` = share of tokens predicted right, `units` = what the sum is divided by. `batch_loss` is the mean over
     batches of the mean loss, which the document's logs print; `pad_share` the share of padding among the labels.
 
-    | switch | what the document's script did |
-    |---|---|
-    | `transposed` | its batches are lists of positions, stacked as (T, B); they are turned only where T < B. So the model
-    reads T "texts" of B tokens, which stand at one position of B unrelated documents |
-    | `pads_in_labels` | padding is predicted too |
-    | `divisor: published` | sum over batches of (mean loss x rows of the tensor) / tokens after the first column |
+    What the document's script did, each a switch:
+
+    - `transposed`: its batches are lists of positions, stacked as (T, B), and turned only where T < B. So the model
+      reads T "texts" of B tokens, which stand at one position of B unrelated documents.
+    - `pads_in_labels`: padding is predicted too.
+    - `divisor: published`: sum over batches of (mean loss x rows of the tensor) / tokens after the first column.
 
     Departs from: `score`, which takes the run's own rows and knows no padding in a text but that of its last row.
     """
