@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from lowrank.errors import ConfigError, UnavailableError
 from lowrank.files import REPOSITORY, canonical_json, read_yaml, sha256_file
+from lowrank.images import ImageFormat
 from lowrank.sources import AnySource, Files, FileSource, HubSource, LocalSource, TrainedSource, WheelSource
 from lowrank.spec import DataSpec, RunSpec, data_id, run_id
 from lowrank.strict import Name, Strict, parse, suggest
@@ -36,10 +37,10 @@ class _Card(Strict):
 class DataCard(_Card):
     """One dataset."""
 
-    task: Literal["classification", "text"]
+    task: Literal["classification", "text", "image"]
     source: FileSource
     reader: Name
-    """A function of `lowrank.data.readers`."""
+    """A function of `lowrank.data.readers`, or of `lowrank.data.image_readers`."""
     text: str = "text"
     """The field that holds the text."""
     label: str = "label"
@@ -51,13 +52,19 @@ class DataCard(_Card):
     """Rows whose text is empty or white space; texts that are stored line by line have many."""
     group: str | None = None
     """The field whose rows stay in one split: a film's reviews are no test of a model that was trained on others."""
+    image: ImageFormat | None = None
+    """Size and normalisation, for task image."""
 
     @model_validator(mode="after")
     def _labels_fit_task(self) -> DataCard:
-        if self.task == "classification" and len(set(self.labels)) < max(2, len(self.labels)):
+        if self.task != "text" and len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(f"labels {list(self.labels)} are refused; allowed: two or more different names")
         if self.task == "text" and self.labels:
             raise ValueError(f"labels {list(self.labels)} are refused: task 'text' has none")
+        if (self.task == "image") != (self.image is not None):
+            raise ValueError(
+                f"task {self.task!r} and image {self.image!r} do not go together; allowed: image data with both"
+            )
         return self
 
     @property
@@ -65,7 +72,7 @@ class DataCard(_Card):
         """Identity of the rows: the source, and 8 hex digits over how it is read."""
         reading = self.model_dump(mode="json", include={"task", "reader", "text", "label", "labels", "left_out"})
         # These came after the others, whose pins they leave alone.
-        reading |= self.model_dump(mode="json", include={"blank", "group"}, exclude_defaults=True)
+        reading |= self.model_dump(mode="json", include={"blank", "group", "image"}, exclude_defaults=True)
         return f"{_source_pin(self, self.source)}-{_digits(reading)}"
 
 
@@ -136,7 +143,12 @@ def run_pins(model: ModelCard, data: DataCard) -> dict[str, str]:
 
 
 def prepared_id(spec: DataSpec, model: ModelCard, data: DataCard) -> str:
-    """The name of prepared data: rows and tokenizer decide, so models that share a tokenizer share it."""
+    """The name of prepared data: rows and tokenizer decide, so models that share a tokenizer share it.
+
+    Images are prepared for any model.
+    """
+    if data.task == "image":
+        return data_id(spec, {"data": f"{data.name}@{data.pin}"})
     tokenizer = tokenizer_card(model)
     pins = {"tokenizer": f"{tokenizer.name}@{tokenizer.pin}", "data": f"{data.name}@{data.pin}"}
     return data_id(spec, pins)

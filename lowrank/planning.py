@@ -94,7 +94,7 @@ class Planner:
             ConfigError: an unknown card, or a chain that cannot work on the model or share out the batches.
         """
         model, data = self._model_card(spec.model.card), self._data_card(spec.data.card)
-        self._checks.check(spec, len(data.labels))
+        self._checks.check(spec, model, data)
         if isinstance(model.source, TrainedSource):
             self._add_card(model, self.add_run(run_spec(model), owner, keep_weights=True))
         pins = run_pins(model, data)
@@ -214,7 +214,7 @@ class Planner:
             self.data[name] = {
                 "spec": spec.model_dump(mode="json", exclude_defaults=True),
                 "model": model.name,
-                "cards": [self._add_card(model), self._add_card(data)],
+                "cards": [*([] if data.task == "image" else [self._add_card(model)]), self._add_card(data)],
                 "code": code_digest(["lowrank.data.prepare"]),
             }
         return name

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from lowrank.cards import DataCard, data_card, model_card, prepared_id, tokenizer_card
 from lowrank.data.fetch import files_of
+from lowrank.data.images import write_images
 from lowrank.data.readers import Row, read
 from lowrank.data.splits import repeats_across, split_rows
 from lowrank.data.tokens import END_TOKENS, end_to_end, find_token, load_tokenizer, pad_token, tokenise, windows
@@ -30,7 +31,7 @@ def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
     rows); examples are cut at `max_length`. Text: the documents are packed into one stream, each ended by
     the tokenizer's end token; `offsets` cuts it into rows of `max_length`, `documents` (int64,
     documents + 1) says where each document starts. Without `concatenate` each document, cut at `max_length`,
-    is a row.
+    is a row. Images: see `lowrank.data.images.write_images`.
 
     Args:
         spec: which data, how many rows, how long.
@@ -47,6 +48,8 @@ def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
         UnavailableError: a card that is not fetched.
     """
     card, base = data_card(spec.card), model_card(model)
+    if card.task == "image":
+        return _prepare_images(card, spec, files_of(card, downloads), out)
     holder = tokenizer_card(base)
     file = files_of(holder, downloads) / "tokenizer.json"
     tokenizer = load_tokenizer(file, base, spec.max_length)
@@ -66,6 +69,21 @@ def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
             "special_ids": {t.content: i for i, t in sorted(tokenizer.get_added_tokens_decoder().items()) if t.special},
             "splits": facts,
             "repeats_across_splits": repeats_across(splits),
+        }
+        seal(folder, manifest)
+    return out
+
+
+def _prepare_images(card: DataCard, spec: DataSpec, files: Path, out: Path) -> Path:
+    with replacing_folder(out) as folder:
+        manifest = {
+            "id": out.name,
+            "spec": spec.model_dump(mode="json", exclude_defaults=True),
+            "data": {"card": card.name, "title": card.title, "pin": card.pin},
+            "task": card.task,
+            "labels": list(card.labels),
+            "image": card.image.model_dump(mode="json") if card.image else None,
+            **write_images(card, files, spec, folder),
         }
         seal(folder, manifest)
     return out

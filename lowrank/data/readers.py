@@ -101,7 +101,7 @@ def read(card: DataCard, folder: Path) -> list[Row]:
     if card.reader not in READERS:
         raise ConfigError(f"data card {card.name!r}: unknown reader {card.reader!r}{suggest(card.reader, READERS)}")
     rows = []
-    for name in _file_names(card):
+    for name in file_names(card):
         split = _split_of(name)
         for place, record in READERS[card.reader](folder / name):
             if record.get(card.label) in card.left_out:
@@ -109,11 +109,12 @@ def read(card: DataCard, folder: Path) -> list[Row]:
             if card.blank == "skipped" and record.get(card.text, "").strip() == "":
                 continue
             group = None if card.group is None else str(record[card.group])
-            rows.append(Row(_text(card, place, record), _label(card, place, record), split, group))
+            rows.append(Row(_text(card, place, record), label_index(card, place, record), split, group))
     return rows
 
 
-def _file_names(card: DataCard) -> list[str]:
+def file_names(card: DataCard) -> list[str]:
+    """The files of a card that its reader reads, without their folders in a wheel."""
     if isinstance(card.source, WheelSource):
         return [PurePosixPath(member).name for member in card.source.members]
     return list(card.source.files)
@@ -134,7 +135,12 @@ def _text(card: DataCard, place: str, record: Mapping[str, Any]) -> str:
     return text
 
 
-def _label(card: DataCard, place: str, record: Mapping[str, Any]) -> int | None:
+def label_index(card: DataCard, place: str, record: Mapping[str, Any]) -> int | None:
+    """The index of a record's label among the card's; None for a text.
+
+    Raises:
+        IntegrityError: a label that the card does not name.
+    """
     if card.task == "text":
         return None
     label = record.get(card.label)
