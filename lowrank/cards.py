@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from lowrank.errors import ConfigError, UnavailableError
 from lowrank.files import REPOSITORY, canonical_json, read_yaml, sha256_file
 from lowrank.images import ImageFormat
-from lowrank.sources import AnySource, Files, FileSource, HubSource, LocalSource, TrainedSource, WheelSource
+from lowrank.sources import AnySource, Files, FileSource, HubSource, LocalSource, TrainedSource, UrlSource, WheelSource
 from lowrank.spec import DataSpec, RunSpec, data_id, run_id
 from lowrank.strict import Name, Strict, parse, suggest
 
@@ -206,6 +206,8 @@ def _source_pin(card: Card, source: Files) -> str:
         return f"{source.revision}-{_digits(source.files)}"
     if isinstance(source, WheelSource):
         return f"{source.sha256}-{_digits(sorted(source.members))}"
+    if isinstance(source, UrlSource):  # where it lies may change, its bytes may not
+        return _digest({name: file.checksum for name, file in source.files.items()})
     return _digest({name: stated or _local_sha256(card, source, name) for name, stated in source.files.items()})
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from lowrank.cards import DataCard, data_card, model_card, prepared_id, tokenizer_card
 from lowrank.data.fetch import files_of
-from lowrank.data.images import write_images
+from lowrank.data.image_writer import write_images
 from lowrank.data.readers import Row, read
 from lowrank.data.splits import repeats_across, split_rows
 from lowrank.data.tokens import END_TOKENS, end_to_end, find_token, load_tokenizer, pad_token, tokenise, windows
@@ -31,7 +31,7 @@ def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
     rows); examples are cut at `max_length`. Text: the documents are packed into one stream, each ended by
     the tokenizer's end token; `offsets` cuts it into rows of `max_length`, `documents` (int64,
     documents + 1) says where each document starts. Without `concatenate` each document, cut at `max_length`,
-    is a row. Images: see `lowrank.data.images.write_images`.
+    is a row. Images: see `lowrank.data.image_writer.write_images`.
 
     Args:
         spec: which data, how many rows, how long.

@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lowrank.cards import ModelCard, model_card
-from lowrank.data.fetch import DOWNLOADS, files_of
+from lowrank.data.fetch import DOWNLOADS, files_of, settings_of
 from lowrank.errors import ConfigError, IntegrityError
-from lowrank.files import read_json
 from lowrank.spec import ModelSpec
 from lowrank.strict import suggest
 from lowrank.targets import head_names
@@ -198,10 +197,8 @@ def _is_cut_layer(name: str, spec: ModelSpec) -> bool:
 
 
 def _settings(card: ModelCard, folder: Path) -> dict[str, Any]:
-    """The configuration: `config.json` where it is among the card's files, else what the card says."""
-    if not (folder / "config.json").is_file():
-        return dict(card.config)
-    settings: dict[str, Any] = read_json(folder / "config.json")
+    """The model's configuration, checked against the card."""
+    settings = settings_of(card, folder)
     for name, expected in card.config.items():
         if settings.get(name) != expected:
             raise IntegrityError(
