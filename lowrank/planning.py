@@ -63,7 +63,7 @@ class Planner:
             if any(row["run"] == run and row["arm"] == point.arm for row in table):
                 raise ConfigError(f"{where}: the arm has this run already, from another of its grids")
             table.append({"arm": point.arm, "run": run, **point.axes})
-        views = parse_views({"tables": study.tables, "figures": study.figures, "claims": study.claims}, name)
+        views = parse_views(study.model_dump(), name)
         self.studies[name] = {
             "title": study.title,
             "document": study.document,
