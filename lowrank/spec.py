@@ -44,9 +44,6 @@ class ModelSpec(Strict):
     card: Name
     layers: PositiveInt | None = None
     """Keep the first k transformer layers; None keeps all."""
-    head_classes: PositiveInt | None = None
-    """Outputs of a classification head; None: one for each label. More than that is what scripts get that keep the
-    head of another task, such as 1000 for ImageNet's."""
     dropout: Fraction | None = None
     """Overrides every dropout probability of the base; None keeps the card's."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -67,8 +64,6 @@ class DataSpec(Strict):
     sample: Literal["rows", "blocks"] = "rows"
     """What a training batch is made of: the rows, each once an epoch, or blocks of `max_length` tokens that begin
     anywhere in the training text, drawn anew in each step, as nanoGPT does. Evaluation always goes through the rows."""
-    image_size: PositiveInt | None = None
-    """Height and width that images are resized to; None keeps the card's."""
     split_seed: NonNegativeInt = 0
     validation_fraction: Fraction = 0.1
     """Carved from the training split where the card has no validation split."""
@@ -80,6 +75,10 @@ class DataSpec(Strict):
     """The first rows kept of each split, after shuffling; None keeps all."""
     mask_fraction: Fraction = 0.15
     """masked_lm: share of the tokens that are hidden and predicted; 0 hides none and predicts every token."""
+    train_on_inputs: bool = True
+    """Instructions: prompts are predicted too; False leaves the responses alone to be learned."""
+    group_by_length: bool = False
+    """Training batches of rows of similar length, drawn anew in each epoch, so that little is padded."""
 
 
 def _told(observers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -215,8 +214,8 @@ def eval_id(spec: EvalSpec, pins: Pins) -> str:
 
 def data_id(spec: DataSpec, pins: Pins) -> str:
     """Names prepared data: the card and 8 hex digits over spec, data and tokenizer."""
-    in_a_batch = {"pad", "sample", "mask_fraction", "image_size"}
-    plain = spec.model_dump(mode="json", exclude_defaults=True, exclude=in_a_batch)
+    batching = {"pad", "sample", "mask_fraction", "train_on_inputs", "group_by_length"}
+    plain = spec.model_dump(mode="json", exclude_defaults=True, exclude=batching)
     return f"{spec.card}-{_digest({'version': SPEC_VERSION, 'spec': plain, 'pins': dict(sorted(pins.items()))})}"
 
 

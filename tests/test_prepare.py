@@ -193,7 +193,7 @@ DATA = "data card 'rows': rows.jsonl:"
         (
             ConfigError,
             "data card 'rows': unknown reader 'json'; did you mean 'jsonl'? "
-            "(allowed: film_reviews, json_mapping, jsonl, parquet, wikitext)",
+            "(allowed: film_reviews, json_mapping, jsonl, mmlu_examples, parquet, wikitext)",
             {"card": {"reader": "json"}},
         ),
     ],

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.data.readers import SPLITS, Row
+from lowrank.data.readers import SPLITS
+from lowrank.data.rows import Row
 from lowrank.data.splits import split_rows
 from lowrank.data.tokens import end_to_end, windows
 from lowrank.spec import DataSpec

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lowrank import jobs
-from lowrank.cards import data_card, model_card, prepared_id, run_pins
+from lowrank.cards import data_card, model_card, prepared_id, run_pins, tokenizer_card
 from lowrank.data.fetch import fetch
 from lowrank.data.prepare import prepare
 from lowrank.files import MANIFEST, read_json
@@ -44,8 +44,8 @@ def prepared(spec: RunSpec) -> Path:
     model, data = model_card(spec.model.card), data_card(spec.data.card)
     folder = jobs.PREPARED / prepared_id(spec.data, model, data)
     if not folder.exists():
-        fetch(model)
-        fetch(data)
+        for card in (model, tokenizer_card(model), data):
+            fetch(card)
         prepare(spec.data, model.name, Path("resources/downloads"), folder)
     return folder
 

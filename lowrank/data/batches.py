@@ -21,7 +21,8 @@ class Split:
     Attributes:
         tokens: (tokens,) int32, all rows end to end.
         offsets: (rows + 1,) int64, where each row starts.
-        labels: (rows,) int64 for classification, else None.
+        labels: (rows,) int64 for classification and questions, else None.
+        prompts: (rows,) int64 for instructions, how many tokens of a row are its prompt, else None.
 
     Raises:
         IntegrityError: the file is missing, cut off, or not in this form.
@@ -32,7 +33,9 @@ class Split:
             with safe_open(file, framework="pt") as arrays:
                 self.tokens: Tensor = arrays.get_tensor("tokens")
                 self.offsets: Tensor = arrays.get_tensor("offsets")
-                self.labels: Tensor | None = arrays.get_tensor("labels") if "labels" in arrays.keys() else None  # noqa: SIM118
+                there = set(arrays.keys())
+                self.labels: Tensor | None = arrays.get_tensor("labels") if "labels" in there else None
+                self.prompts: Tensor | None = arrays.get_tensor("prompts") if "prompts" in there else None
         except (OSError, SafetensorError) as error:
             raise IntegrityError(f"{file}: not a prepared split ({error})") from None
         self.file = file
@@ -63,6 +66,22 @@ def order(rows: int, seed: int, epoch: int) -> Tensor:
     """
     # SeedSequence mixes both numbers: no two (seed, epoch) share an order, as seed + epoch would.
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(rows))
+
+
+def by_length_within(order: Tensor, lengths: Tensor, window: int) -> Tensor:
+    """An order in which rows of similar length follow each other, so that little is padded: (rows,) int64.
+
+    Each `window` of the order is sorted, longest first; what a window holds stays a matter of chance.
+
+    Source: the length-grouped sampler of transformers, whose windows are 50 batches.
+    Departs from: that sampler, which also puts the longest row of all first.
+
+    Args:
+        order: (rows,) int64, the order of an epoch.
+        lengths: (rows,) int64, tokens of each row.
+        window: rows that are sorted together.
+    """
+    return torch.cat([rows[lengths[rows].argsort(descending=True, stable=True)] for rows in order.split(window)])
 
 
 def blocks(split: Split, length: int, seed: int, step: int, size: int) -> Tensor:
@@ -112,6 +131,7 @@ def batch(
     task: str,
     masking: Masking | None = None,
     draw: Draw = None,
+    train_on_inputs: bool = True,
 ) -> dict[str, Tensor]:
     """Rows of a split as tensors that a transformers model takes.
 
@@ -125,6 +145,7 @@ def batch(
             or the loss shifts them by one. `masked_lm`: labels (B, T) int64, -100 where nothing was hidden.
         masking: hides tokens, for masked_lm.
         draw: seed and epoch that the masks are drawn from; None where they never change.
+        train_on_inputs: causal_lm: whether prompts are predicted too; else their labels are -100.
 
     Returns:
         input_ids (B, T) int64, attention_mask (B, T) int64 and labels.
@@ -141,7 +162,10 @@ def batch(
     if masking is not None:
         input_ids, labels = masking(input_ids, real, indices, draw)
     elif task == "causal_lm":
-        labels = input_ids.masked_fill(~real, IGNORED)
+        hidden = ~real
+        if not train_on_inputs and split.prompts is not None:
+            hidden |= columns < split.prompts[indices][:, None]
+        labels = input_ids.masked_fill(hidden, IGNORED)
     elif split.labels is not None:
         labels = split.labels[indices]
     else:

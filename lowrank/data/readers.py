@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import bz2
 import csv
+import gzip
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lowrank.cards import DataCard
+from lowrank.data.mmlu import examples
+from lowrank.data.prompts import instructions, questions
+from lowrank.data.rows import Record, Row
 from lowrank.errors import ConfigError, IntegrityError
 from lowrank.sources import WheelSource
 from lowrank.strict import suggest
 
 SPLITS = ("train", "validation", "test")
 
-Record = tuple[str, Mapping[str, Any]]
-"""Where a record stands, for messages, and its fields."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One example or document."""
-
-    text: str
-    label: int | None
-    split: str | None
-    """Where its file's name puts it; None where the data has no splits of its own."""
-    group: str | None = None
-    """What it shares with the rows that stay in its split; None where each text stands alone."""
-
 
 def _jsonl(file: Path) -> Iterator[Record]:
-    with file.open(encoding="utf-8") as lines:
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 yield f"{file.name}:{number}", json.loads(line)
@@ -88,6 +77,7 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     "parquet": _parquet,
     "wikitext": _wikitext,
     "film_reviews": _film_reviews,
+    "mmlu_examples": examples,
 }
 
 
@@ -101,7 +91,7 @@ def read(card: DataCard, folder: Path) -> list[Row]:
     if card.reader not in READERS:
         raise ConfigError(f"data card {card.name!r}: unknown reader {card.reader!r}{suggest(card.reader, READERS)}")
     rows = []
-    for name in file_names(card):
+    for name in _file_names(card):
         split = _split_of(name)
         for place, record in READERS[card.reader](folder / name):
             if record.get(card.label) in card.left_out:
@@ -109,12 +99,19 @@ def read(card: DataCard, folder: Path) -> list[Row]:
             if card.blank == "skipped" and record.get(card.text, "").strip() == "":
                 continue
             group = None if card.group is None else str(record[card.group])
-            rows.append(Row(_text(card, place, record), label_index(card, place, record), split, group))
+            rows += [replace(row, split=card.split or split, group=group) for row in _rows(card, place, record)]
     return rows
 
 
-def file_names(card: DataCard) -> list[str]:
-    """The files of a card that its reader reads, without their folders in a wheel."""
+def _rows(card: DataCard, place: str, record: Mapping[str, Any]) -> list[Row]:
+    if card.task == "instructions":
+        return instructions(card, place, record)
+    if card.task == "questions":
+        return questions(card, place, record)
+    return [Row(_text(card, place, record), _label(card, place, record), None)]
+
+
+def _file_names(card: DataCard) -> list[str]:
     if isinstance(card.source, WheelSource):
         return [PurePosixPath(member).name for member in card.source.members]
     return list(card.source.files)
@@ -135,12 +132,7 @@ def _text(card: DataCard, place: str, record: Mapping[str, Any]) -> str:
     return text
 
 
-def label_index(card: DataCard, place: str, record: Mapping[str, Any]) -> int | None:
-    """The index of a record's label among the card's; None for a text.
-
-    Raises:
-        IntegrityError: a label that the card does not name.
-    """
+def _label(card: DataCard, place: str, record: Mapping[str, Any]) -> int | None:
     if card.task == "text":
         return None
     label = record.get(card.label)

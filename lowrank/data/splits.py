@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from lowrank.data.readers import SPLITS, Row
+from lowrank.data.readers import SPLITS
+from lowrank.data.rows import Row
 from lowrank.errors import ConfigError
 from lowrank.spec import DataSpec
 
@@ -25,9 +26,9 @@ def split_rows(rows: Sequence[Row], spec: DataSpec) -> dict[str, list[Row]]:
     own: dict[str, list[int]] = {name: [] for name in SPLITS}
     for index, row in enumerate(rows):
         own[row.split or "train"].append(index)
-    ranks = [_rank(spec.split_seed, row.text) for row in rows]
+    ranks = [_rank(spec.split_seed, row.key) for row in rows]
     # Rows of one group share a rank here, so that no cut divides them.
-    ranks_of_groups = [_rank(spec.split_seed, row.group or row.text) for row in rows]
+    ranks_of_groups = [_rank(spec.split_seed, row.group or row.key) for row in rows]
     train = sorted(own["train"], key=lambda index: (ranks_of_groups[index], index))
     for name, fraction in (("test", spec.test_fraction), ("validation", spec.validation_fraction)):
         if not own[name]:
@@ -58,5 +59,5 @@ def _cut(order: Sequence[int], ranks: Sequence[bytes], size: int) -> int:
 
 def repeats_across(splits: dict[str, list[Row]]) -> int:
     """Rows of validation and test whose text is also a training text; more than 0 only in data's own splits."""
-    trained = {row.text for row in splits["train"]}
-    return sum(row.text in trained for name in ("validation", "test") for row in splits[name])
+    trained = {row.key for row in splits["train"]}
+    return sum(row.key in trained for name in ("validation", "test") for row in splits[name])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from lowrank.cards import ModelCard
-from lowrank.data.readers import Row
+from lowrank.data.rows import Row
 from lowrank.errors import ConfigError, IntegrityError
 
 PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")
