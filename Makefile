@@ -10,7 +10,7 @@ export PYTHON TORCH_INDEX
 
 # The environment is ready when a file exists that is named after all that decides it; settings of the
 # linters in pyproject.toml do not.
-KEY := $(shell (pwd; echo "$(PYTHON) $(TORCH_INDEX)"; cat envs/torch.txt envs/lowrank.lock envs/install; sed '/^\[tool.ruff/,$$d' pyproject.toml) | git hash-object --stdin)
+KEY := $(shell (pwd; echo "$(PYTHON) $(TORCH_INDEX)"; cat envs/torch.txt envs/lowrank.lock envs/install envs/packages; sed '/^\[tool.ruff/,$$d' pyproject.toml) | git hash-object --stdin)
 READY := .venv/ready-$(KEY)
 
 # Small jobs on few cores lose most of their speed to threads that wait busily.
@@ -43,7 +43,7 @@ check: $(READY) ## style, types and workflow lint, in under a minute
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
 	@$(RUN) snakefmt --check workflow
-	@$(RUN) python .ci/lint_workflow.py
+	@$(RUN) snakemake --lint
 
 bench: $(READY) ## all methods beside their peers, about 8 minutes of one core; writes benchmarks/results/ and the README's table
 	@$(RUN) python -m benchmarks.methods

@@ -63,6 +63,7 @@ def job_environment(path: Path) -> dict[str, str]:
         ENVIRONMENT: str(path.resolve()),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": str(REPOSITORY),
+        "LOWRANK_REPOSITORY": str(REPOSITORY),  # for envs/conda.post-deploy.sh, which Snakemake runs from a copy
         # Jobs that wait must not burn the core that another job needs.
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",

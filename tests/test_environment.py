@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import tomllib
@@ -127,3 +128,31 @@ def test_the_project_stands_alone() -> None:
 
 def test_tests_use_one_thread() -> None:
     assert torch.get_num_threads() == 1
+
+
+def test_conda_gets_the_same_packages(tmp_path: Path) -> None:
+    """Its script, with an interpreter and an installer that only write down how they were called."""
+    home = tmp_path / "env"
+    (home / "bin").mkdir(parents=True)
+    for name in ("python", "uv"):
+        stub = home / "bin" / name
+        stub.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n')
+        stub.chmod(0o755)
+    subprocess.run(
+        ["bash", ROOT / "envs" / "conda.post-deploy.sh"],
+        env={"PATH": os.environ["PATH"], "CONDA_PREFIX": str(home), "LOWRANK_REPOSITORY": str(ROOT)},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    torch_call, tools, packages, own, check = (tmp_path / "calls").read_text().splitlines()
+    assert torch_call.endswith("-r envs/torch.txt")
+    assert "--require-hashes" in tools
+    assert "--require-hashes" in packages
+    assert packages.endswith("-r envs/lowrank.lock")
+    assert own.endswith("--editable .")
+    assert check.startswith("uv --no-progress pip check")
+    assert set(re.findall(r"^[a-z]+==", (home / "install.log.tools").read_text(), re.MULTILINE)) == {
+        "uv==",
+        "setuptools==",
+    }

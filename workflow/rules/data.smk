@@ -13,6 +13,8 @@ rule fetch:
         "resources/downloads/{card}/manifest.json",
     log:
         "logs/fetch/{card}.log",
+    conda:
+        "../../envs/conda.yaml"
     params:
         pin=lambda wildcards: PLAN["cards"][wildcards.card]["pin"],
     message:
@@ -33,6 +35,8 @@ rule prepare:
         "logs/prepare/{data}.log",
     benchmark:
         "logs/benchmarks/prepare/{data}.tsv"
+    conda:
+        "../../envs/conda.yaml"
     params:
         code=lambda wildcards: PLAN["data"][wildcards.data]["code"],
     message:

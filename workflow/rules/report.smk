@@ -11,6 +11,8 @@ for study, entry in PLAN["studies"].items():
             [shown(study, file) for file in entry["outputs"]],
         log:
             f"logs/tables/{study}.log",
+        conda:
+            "../../envs/conda.yaml"
         params:
             study=study,
             scale=SCALE,
@@ -34,6 +36,8 @@ for study, entry in PLAN["studies"].items():
             ),
         log:
             f"logs/pages/{study}.log",
+        conda:
+            "../../envs/conda.yaml"
         params:
             study=study,
             scale=SCALE,
@@ -58,6 +62,8 @@ rule index:
         "reports/index.html",
     log:
         "logs/pages/index.log",
+    conda:
+        "../../envs/conda.yaml"
     params:
         scale=SCALE,
         code=[
@@ -74,6 +80,8 @@ rule index:
 rule partial:
     log:
         "logs/pages/partial.log",
+    conda:
+        "../../envs/conda.yaml"
     message:
         "the report, from the runs that exist"
     shell:

@@ -21,6 +21,8 @@ for pack in PLAN["packs"].values():
             f"logs/benchmarks/train/{pack['name']}.tsv"
         # The longest packs first, so that no core idles at the end.
         priority: pack["steps"]
+        conda:
+            "../../envs/conda.yaml"
         threads: 1
         resources:
             mem_mb=pack["mem_mb"],
@@ -46,6 +48,8 @@ for pack in PLAN["packs"].values():
                 f"logs/evaluate/{pack['name']}-{evaluation}.log",
             benchmark:
                 f"logs/benchmarks/evaluate/{pack['name']}-{evaluation}.tsv"
+            conda:
+                "../../envs/conda.yaml"
             threads: 1
             resources:
                 mem_mb=pack["mem_mb"],
