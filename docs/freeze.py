@@ -67,7 +67,7 @@ def freeze(study: str, results: Path, frozen: Path) -> None:
 def outputs(study: str) -> list[str]:
     """The files of a study that are frozen: all but the HTML fragments of tables."""
     record = load_study(study)
-    views = parse_views({"tables": record.tables, "figures": record.figures, "claims": record.claims}, study)
+    views = parse_views(record.model_dump(), study)
     return [name for name in views.outputs() if not name.endswith(".html")]
 
 

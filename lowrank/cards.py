@@ -7,16 +7,17 @@ reads cards without torch, transformers or the network, since the workflow's pla
 from __future__ import annotations
 
 import hashlib
-from string import Formatter
 from typing import Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from lowrank.errors import ConfigError, UnavailableError
 from lowrank.files import REPOSITORY, canonical_json, read_yaml, sha256_file
-from lowrank.sources import AnySource, Files, FileSource, HubSource, LocalSource, TrainedSource, WheelSource
+from lowrank.images import ImageFormat
+from lowrank.sources import AnySource, Files, FileSource, HubSource, LocalSource, TrainedSource, UrlSource, WheelSource
 from lowrank.spec import DataSpec, RunSpec, data_id, run_id
 from lowrank.strict import Name, Strict, parse, suggest
+from lowrank.templates import Template
 
 CARDS = REPOSITORY / "resources" / "cards"
 
@@ -34,26 +35,13 @@ class _Card(Strict):
     """Rows, sizes, and how we know: free text for the reader."""
 
 
-class Template(Strict):
-    """How a row becomes a prompt and what answers it, with the row's fields in braces."""
-
-    prompt: str = Field(min_length=1)
-    response: str = ""
-    """Of instructions."""
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields that the prompt and the response name."""
-        return tuple(name for _, name, _, _ in Formatter().parse(self.prompt + self.response) if name)
-
-
 class DataCard(_Card):
     """One dataset."""
 
-    task: Literal["classification", "text", "instructions", "questions"]
+    task: Literal["classification", "text", "image", "instructions", "questions"]
     source: FileSource
     reader: Name
-    """A function of `lowrank.data.readers`."""
+    """A function of `lowrank.data.readers`, or of `lowrank.data.image_readers`."""
     text: str = "text"
     """The field that holds the text."""
     label: str = "label"
@@ -65,6 +53,8 @@ class DataCard(_Card):
     """Rows whose text is empty or white space; texts that are stored line by line have many."""
     group: str | None = None
     """The field whose rows stay in one split: a film's reviews are no test of a model that was trained on others."""
+    image: ImageFormat | None = None
+    """Size and normalisation, for task image."""
     templates: tuple[Template, ...] = ()
     """Of instructions, and of questions that are made from labels: prompts over the fields of a row."""
     use: Literal["first", "each"] = "first"
@@ -74,7 +64,7 @@ class DataCard(_Card):
 
     @model_validator(mode="after")
     def _labels_fit_task(self) -> DataCard:
-        if self.task == "classification" and len(set(self.labels)) < max(2, len(self.labels)):
+        if self.task in ("classification", "image") and len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(f"labels {list(self.labels)} are refused; allowed: two or more different names")
         if self.task in ("text", "instructions") and self.labels:
             raise ValueError(f"labels {list(self.labels)} are refused: task {self.task!r} has none")
@@ -82,6 +72,10 @@ class DataCard(_Card):
             raise ValueError("templates with a response belong to task 'instructions', which needs at least one")
         if self.task == "questions" and bool(self.templates) != bool(self.labels):
             raise ValueError("questions made from labels need both: labels, and a template for the question")
+        if (self.task == "image") != (self.image is not None):
+            raise ValueError(
+                f"task {self.task!r} and image {self.image!r} do not go together; allowed: image data with both"
+            )
         return self
 
     @property
@@ -89,9 +83,8 @@ class DataCard(_Card):
         """Identity of the rows: the source, and 8 hex digits over how it is read."""
         reading = self.model_dump(mode="json", include={"task", "reader", "text", "label", "labels", "left_out"})
         # These came after the others, whose pins they leave alone.
-        reading |= self.model_dump(
-            mode="json", include={"blank", "group", "templates", "use", "split"}, exclude_defaults=True
-        )
+        later = {"blank", "group", "image", "templates", "use", "split"}
+        reading |= self.model_dump(mode="json", include=later, exclude_defaults=True)
         return f"{_source_pin(self, self.source)}-{_digits(reading)}"
 
 
@@ -162,7 +155,12 @@ def run_pins(model: ModelCard, data: DataCard) -> dict[str, str]:
 
 
 def prepared_id(spec: DataSpec, model: ModelCard, data: DataCard) -> str:
-    """The name of prepared data: rows and tokenizer decide, so models that share a tokenizer share it."""
+    """The name of prepared data: rows and tokenizer decide, so models that share a tokenizer share it.
+
+    Images are prepared for any model.
+    """
+    if data.task == "image":
+        return data_id(spec, {"data": f"{data.name}@{data.pin}"})
     tokenizer = tokenizer_card(model)
     pins = {"tokenizer": f"{tokenizer.name}@{tokenizer.pin}", "data": f"{data.name}@{data.pin}"}
     return data_id(spec, pins)
@@ -220,6 +218,8 @@ def _source_pin(card: Card, source: Files) -> str:
         return f"{source.revision}-{_digits(source.files)}"
     if isinstance(source, WheelSource):
         return f"{source.sha256}-{_digits(sorted(source.members))}"
+    if isinstance(source, UrlSource):  # where it lies may change, its bytes may not
+        return _digest({name: file.checksum for name, file in source.files.items()})
     return _digest({name: stated or _local_sha256(card, source, name) for name, stated in source.files.items()})
 
 

@@ -27,10 +27,15 @@ _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 """What a disk or its rights refuse; anything else that goes wrong inside a block is not about its path."""
 
 
+def digest_file(path: Path, kind: str) -> str:
+    """The digest of a file's bytes as hex digits; `kind` is a name that hashlib knows."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, kind).hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return digest_file(path, "sha256")
 
 
 def canonical_json(value: object) -> str:

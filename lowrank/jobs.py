@@ -110,7 +110,7 @@ def tables(plan: dict[str, Any], study: str) -> None:
     out = STUDIES / study
     collect(plan, study, out / "runs.csv")
     record = load_study(study)
-    views = parse_views({"tables": record.tables, "figures": record.figures, "claims": record.claims}, study)
+    views = parse_views(record.model_dump(), study)
     build_study(study, views, out / "runs.csv", out, plan["scale"])
 
 

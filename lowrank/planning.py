@@ -63,7 +63,7 @@ class Planner:
             if any(row["run"] == run and row["arm"] == point.arm for row in table):
                 raise ConfigError(f"{where}: the arm has this run already, from another of its grids")
             table.append({"arm": point.arm, "run": run, **point.axes})
-        views = parse_views({"tables": study.tables, "figures": study.figures, "claims": study.claims}, name)
+        views = parse_views(study.model_dump(), name)
         self.studies[name] = {
             "title": study.title,
             "document": study.document,
@@ -94,7 +94,7 @@ class Planner:
             ConfigError: an unknown card, or a chain that cannot work on the model or share out the batches.
         """
         model, data = self._model_card(spec.model.card), self._data_card(spec.data.card)
-        self._checks.check(spec, len(data.labels))
+        self._checks.check(spec, model, data)
         if isinstance(model.source, TrainedSource):
             self._add_card(model, self.add_run(run_spec(model), owner, keep_weights=True))
         pins = run_pins(model, data)
@@ -214,7 +214,7 @@ class Planner:
             self.data[name] = {
                 "spec": spec.model_dump(mode="json", exclude_defaults=True),
                 "model": model.name,
-                "cards": [self._add_card(model), self._add_card(data)],
+                "cards": [*([] if data.task == "image" else [self._add_card(model)]), self._add_card(data)],
                 "code": code_digest(["lowrank.data.prepare"]),
             }
         return name

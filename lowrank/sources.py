@@ -1,4 +1,4 @@
-"""Where files come from: the four kinds of source that a card may name."""
+"""Where files come from: the kinds of source that a card may name."""
 
 from __future__ import annotations
 
@@ -77,6 +77,22 @@ class LocalSource(Strict):
         return REPOSITORY / Path(self.path).expanduser()
 
 
+class UrlFile(Strict):
+    """One published file."""
+
+    url: Annotated[str, _shaped(r"https?://\S+", "an address that starts with https://")]
+    checksum: Annotated[
+        str, _shaped("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", "sha256: or md5:, whichever its publisher states")
+    ]
+
+
+class UrlSource(Strict):
+    """Files at addresses of their own, as archives such as Zenodo publish them."""
+
+    kind: Literal["url"]
+    files: dict[FileName, UrlFile] = Field(min_length=1)
+
+
 class TrainedSource(Strict):
     """The weights of another run, for models that the pipeline trains itself."""
 
@@ -85,6 +101,6 @@ class TrainedSource(Strict):
     """The spec of that run, which starts from a random base."""
 
 
-Files = HubSource | WheelSource | LocalSource
+Files = HubSource | WheelSource | LocalSource | UrlSource
 FileSource = Annotated[Files, Field(discriminator="kind")]
 AnySource = Annotated[Files | TrainedSource, Field(discriminator="kind")]

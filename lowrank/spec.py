@@ -44,6 +44,9 @@ class ModelSpec(Strict):
     card: Name
     layers: PositiveInt | None = None
     """Keep the first k transformer layers; None keeps all."""
+    head_classes: PositiveInt | None = None
+    """Outputs of a classification head; None: one for each label. More than that is what scripts get that keep the
+    head of another task, such as 1000 for ImageNet's."""
     dropout: Fraction | None = None
     """Overrides every dropout probability of the base; None keeps the card's."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -64,6 +67,8 @@ class DataSpec(Strict):
     sample: Literal["rows", "blocks"] = "rows"
     """What a training batch is made of: the rows, each once an epoch, or blocks of `max_length` tokens that begin
     anywhere in the training text, drawn anew in each step, as nanoGPT does. Evaluation always goes through the rows."""
+    image_size: PositiveInt | None = None
+    """Height and width that images are resized to; None keeps the card's."""
     split_seed: NonNegativeInt = 0
     validation_fraction: Fraction = 0.1
     """Carved from the training split where the card has no validation split."""
@@ -214,7 +219,7 @@ def eval_id(spec: EvalSpec, pins: Pins) -> str:
 
 def data_id(spec: DataSpec, pins: Pins) -> str:
     """Names prepared data: the card and 8 hex digits over spec, data and tokenizer."""
-    batching = {"pad", "sample", "mask_fraction", "train_on_inputs", "group_by_length"}
+    batching = {"pad", "sample", "mask_fraction", "image_size", "train_on_inputs", "group_by_length"}
     plain = spec.model_dump(mode="json", exclude_defaults=True, exclude=batching)
     return f"{spec.card}-{_digest({'version': SPEC_VERSION, 'spec': plain, 'pins': dict(sorted(pins.items()))})}"
 

@@ -96,6 +96,11 @@ def task(name: str) -> Task:
     return TASKS[name]
 
 
+def positions(batch: Batch) -> int:
+    """What a forward pass works through: tokens, padding included, or images."""
+    return batch["attention_mask"].numel() if "attention_mask" in batch else len(batch["labels"])
+
+
 def forward(model: torch.nn.Module, batch: Batch) -> Tensor:
     """The logits of a transformers model; labels stay with the task."""
     logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits

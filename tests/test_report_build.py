@@ -66,11 +66,11 @@ def test_what_is_plotted_is_what_the_csv_says(built, name):
     }
     wanted = table[table["arm"] != "full"] if view.reference or "arm" in view.where else table
     groups = dict(list(wanted.groupby("rank"))) | (
-        {"full": table[table["arm"] == "full"]} if len(wanted) == len(table) else {}
+        {"Full fine-tuning": table[table["arm"] == "full"]} if len(wanted) == len(table) else {}
     )
-    assert sorted(plotted) == sorted(key if key == "full" else f"rank {key:g}" for key in groups)
+    assert sorted(plotted) == sorted(key if isinstance(key, str) else f"rank {key:g}" for key in groups)
     for key, rows in groups.items():
-        line = plotted[key if key == "full" else f"rank {key:g}"]
+        line = plotted[key if isinstance(key, str) else f"rank {key:g}"]
         rows = rows.sort_values(view.x)
         np.testing.assert_allclose(line.get_xdata(), rows[view.x])
         np.testing.assert_allclose(line.get_ydata(), rows[view.y])

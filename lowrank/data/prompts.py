@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from lowrank.cards import DataCard, Template
+from lowrank.cards import DataCard
 from lowrank.data.rows import Row
 from lowrank.errors import ConfigError, IntegrityError
 from lowrank.strict import suggest
+from lowrank.templates import Template
 
 CHOICES = 4
 

@@ -91,7 +91,7 @@ def read(card: DataCard, folder: Path) -> list[Row]:
     if card.reader not in READERS:
         raise ConfigError(f"data card {card.name!r}: unknown reader {card.reader!r}{suggest(card.reader, READERS)}")
     rows = []
-    for name in _file_names(card):
+    for name in file_names(card):
         split = _split_of(name)
         for place, record in READERS[card.reader](folder / name):
             if record.get(card.label) in card.left_out:
@@ -108,10 +108,11 @@ def _rows(card: DataCard, place: str, record: Mapping[str, Any]) -> list[Row]:
         return instructions(card, place, record)
     if card.task == "questions":
         return questions(card, place, record)
-    return [Row(_text(card, place, record), _label(card, place, record), None)]
+    return [Row(_text(card, place, record), label_index(card, place, record), None)]
 
 
-def _file_names(card: DataCard) -> list[str]:
+def file_names(card: DataCard) -> list[str]:
+    """The files of a card that its reader reads, without their folders in a wheel."""
     if isinstance(card.source, WheelSource):
         return [PurePosixPath(member).name for member in card.source.members]
     return list(card.source.files)
@@ -132,7 +133,12 @@ def _text(card: DataCard, place: str, record: Mapping[str, Any]) -> str:
     return text
 
 
-def _label(card: DataCard, place: str, record: Mapping[str, Any]) -> int | None:
+def label_index(card: DataCard, place: str, record: Mapping[str, Any]) -> int | None:
+    """The index of a record's label among the card's; None for a text.
+
+    Raises:
+        IntegrityError: a label that the card does not name.
+    """
     if card.task == "text":
         return None
     label = record.get(card.label)

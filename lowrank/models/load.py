@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lowrank.cards import ModelCard, model_card
-from lowrank.data.fetch import DOWNLOADS, files_of
+from lowrank.data.fetch import DOWNLOADS, files_of, settings_of
 from lowrank.errors import ConfigError, IntegrityError
-from lowrank.files import read_json
 from lowrank.spec import ModelSpec
 from lowrank.strict import suggest
 from lowrank.targets import head_names
@@ -66,8 +65,7 @@ def load_model(spec: ModelSpec, task: str, num_labels: int, seed: int, downloads
     """
     card = model_card(spec.card)
     folder = files_of(card, downloads)
-    settings = read_json(folder / "config.json")
-    _check_facts(card, settings)
+    settings = _settings(card, folder)
     with _seeded(seed):
         if card.init == "random":
             model = _build(card, settings, spec, task, num_labels)
@@ -115,7 +113,12 @@ def _config(
     config = model_class.config_class.from_dict(settings)
     config._attn_implementation = "sdpa"
     if task == "classification":
-        config.num_labels = num_labels
+        config.num_labels = spec.head_classes or num_labels
+        if config.num_labels < num_labels:
+            raise ConfigError(
+                f"model card {card.name!r}: head_classes is {spec.head_classes}; "
+                f"allowed: {num_labels} or more, the labels of the data"
+            )
         config.problem_type = "single_label_classification"
     elif task == "causal_lm":
         config.is_decoder = True  # BERT attends to both sides unless told
@@ -193,12 +196,15 @@ def _is_cut_layer(name: str, spec: ModelSpec) -> bool:
     return spec.layers is not None and number is not None and int(number[1]) >= spec.layers
 
 
-def _check_facts(card: ModelCard, settings: dict[str, Any]) -> None:
+def _settings(card: ModelCard, folder: Path) -> dict[str, Any]:
+    """The model's configuration, checked against the card."""
+    settings = settings_of(card, folder)
     for name, expected in card.config.items():
         if settings.get(name) != expected:
             raise IntegrityError(
                 f"model card {card.name!r}: config.json says {name} is {settings.get(name)!r}, the card {expected!r}"
             )
+    return settings
 
 
 @contextlib.contextmanager

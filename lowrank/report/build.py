@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.files import write_json, write_text
-from lowrank.report import analytic, audit, checks, comparisons, figures, style, tables  # noqa: F401 - importing registers the kinds
+from lowrank.report import (  # noqa: F401 - importing registers the kinds
+    analytic,
+    audit,
+    bars,
+    checks,
+    comparisons,
+    course,
+    curves,
+    figures,
+    pivot,
+    scatter,
+    style,
+    tables,
+)
 from lowrank.report.audit import against_itself
 from lowrank.report.context import Context
 from lowrank.report.export import write_results

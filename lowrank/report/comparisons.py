@@ -151,7 +151,7 @@ def within(context: Context, view: WithinClaim, optima: None) -> Finding:
     table = context.table(view.table)
     need_columns(table, [view.column], place)
     rows = select(table, view.where, place).to_dict("records")
-    measured = context.cells(view.table) is not None
+    measured = context.measured(view.table)
     parts = [_within(row, view, measured) for row in rows]
     keys = list(view.where)
     evidence = [f"{_row_name(row, keys)}: {label(view.column)} {_with_interval(row, view.column)}" for row in rows]
@@ -167,8 +167,9 @@ def _within(row: dict[Any, Any], view: WithinClaim, measured: bool) -> Finding:
         same = value == view.equals
         return Finding("reproduced" if same else "differs", f"{name}: {label(view.column)} {value}")
     low, high = (plain(row.get(f"{view.column}_{end}")) for end in ("low", "high"))
-    if measured and f"{view.column}_low" in row and (low is None or high is None):
-        return Finding("not resolved", "one seed")
+    if measured and (low is None or high is None):
+        why = "one seed" if f"{view.column}_low" in row else "no interval over seeds"
+        return Finding("not resolved", f"{name}: {label(view.column)} {number(value)}: {why}")
     low, high = (value, value) if low is None or high is None else (low, high)
     least, most = _limits(view)
     said = f"{name}: {label(view.column)} {_with_interval(row, view.column)}, allowed {_bounds(view)}"

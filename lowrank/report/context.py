@@ -55,6 +55,11 @@ class Context:
         kind = _kind(self.views.tables[name], "kind")
         return CELLS[kind](self, name) if kind in CELLS else None
 
+    def measured(self, name: str) -> bool:
+        """Whether runs enter a table, or a table that it is computed from."""
+        view = self.views.tables[name]
+        return view.kind in CELLS or any(map(self.measured, view.reads()))  # type: ignore[attr-defined]
+
     def optima(self, name: str) -> list[Optimum]:
         """The optima that the table of that name shows."""
         if name not in self._optima:

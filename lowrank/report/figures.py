@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
@@ -14,7 +15,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 from lowrank.report.context import Context, figure
 from lowrank.report.frame import groups, need_columns, select
 from lowrank.report.kinds import Lines
-from lowrank.report.style import INK, MUTED, PAPER, SETTINGS, Look, looks
+from lowrank.report.style import INK, MUTED, PAPER, SETTINGS, Look, in_order, looks
 from lowrank.report.text import number, rate
 
 SIZE = (5.6, 4.0)
@@ -35,14 +36,14 @@ def lines(context: Context, name: str) -> Figure:
     need_columns(table, [view.x, view.y, *view.series], place)
     table = select(table, view.where, place)
     reference = select(table, view.reference, place) if view.reference else table.iloc[:0]
-    parts = groups(table.drop(reference.index), view.series)
+    parts = in_order(groups(table.drop(reference.index), view.series))
     with matplotlib.rc_context(SETTINGS):
         drawing = Figure(figsize=SIZE, layout="constrained")
         axes = drawing.add_subplot()
         _scales(axes, view, table.drop(reference.index), reference)
-        _guides(axes, view, reference)
+        _guides(axes, view, reference, context.views.titles)
         ends = []
-        for index, ((_, rows), look) in enumerate(zip(parts, looks([keys for keys, _ in parts]))):
+        for index, ((_, rows), look) in enumerate(zip(parts, looks([keys for keys, _ in parts], context.views.titles))):
             shift = (index - (len(parts) - 1) / 2) * view.dodge
             transform = axes.transData + ScaledTranslation(shift / 72, 0, drawing.dpi_scale_trans)
             ends.append((_series(axes, view, rows.sort_values(view.x), look, transform), look))
@@ -67,14 +68,14 @@ def _scales(axes: Axes, view: Lines, table: pd.DataFrame, reference: pd.DataFram
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: rate(x)))
     if shown:  # every planned cell has its place, those without a value too
-        axes.set_xlim(*_padded(shown, view.log_x))
+        axes.set_xlim(*padded(shown, view.log_x))
     columns = [column for column in (view.y, f"{view.y}_low", f"{view.y}_high") if column in table]
     heights = [float(y) for column in columns for y in [*table[column].dropna(), *reference[column].dropna()]]
     if heights or view.guides:
-        axes.set_ylim(*_padded([*heights, *view.guides], view.log_y))
+        axes.set_ylim(*padded([*heights, *view.guides], view.log_y))
 
 
-def _padded(values: list[float], log: bool) -> tuple[float, float]:
+def padded(values: list[float], log: bool) -> tuple[float, float]:
     """Limits with a margin of 6 % of the range; of 10 % of the value where all are the same."""
     low, high = min(values), max(values)
     if log:
@@ -84,7 +85,7 @@ def _padded(values: list[float], log: bool) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _guides(axes: Axes, view: Lines, reference: pd.DataFrame) -> None:
+def _guides(axes: Axes, view: Lines, reference: pd.DataFrame, titles: Mapping[str, str]) -> None:
     for guide in view.guides:
         axes.axhline(guide, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
     if view.guides:
@@ -92,7 +93,7 @@ def _guides(axes: Axes, view: Lines, reference: pd.DataFrame) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{number(y)}×"))
     for _, row in reference[reference[view.y].notna()].iterrows():
         axes.axhline(row[view.y], color=INK, linewidth=1.4, linestyle="--", gid="reference")
-        label = f"{row['arm']} {row[view.y]:.4g}"
+        label = f"{titles.get(row['arm'], row['arm'])} {row[view.y]:.4g}"
         axes.annotate(label, (1, row[view.y]), xycoords=("axes fraction", "data"), xytext=(0, 3),
                       textcoords="offset points", ha="right", fontsize="small", color=INK)  # fmt: skip
 
@@ -106,9 +107,9 @@ def _series(
                   transform=axes.get_xaxis_transform(), gid="missing")  # fmt: skip
     if there.empty:
         return None
-    axes.plot(there[view.x], there[view.y], look.dash, color=look.colour, linewidth=1.6, transform=transform,
+    axes.plot(there[view.x], there[view.y], linestyle=look.dash, color=look.colour, linewidth=1.6, transform=transform,
               gid=f"line {look.label}", label=look.label)  # fmt: skip
-    bars = _bars(there, view.y)
+    bars = bars_of(there, view.y)
     if bars is not None:
         axes.errorbar(there[view.x], there[view.y], yerr=bars, fmt="none", ecolor=look.colour, elinewidth=1,
                       capsize=2.5, alpha=0.7, transform=transform)  # fmt: skip
@@ -123,7 +124,8 @@ def _series(
     return float(last[view.x]), float(last[view.y])
 
 
-def _bars(rows: pd.DataFrame, column: str) -> list[Any] | None:
+def bars_of(rows: pd.DataFrame, column: str) -> list[Any] | None:
+    """The lengths of the bars down and up; None where the table has no interval."""
     low, high = f"{column}_low", f"{column}_high"
     if low not in rows or rows[[low, high]].isna().all(axis=None):
         return None
@@ -137,19 +139,29 @@ def _flag(rows: pd.DataFrame, column: str, values: tuple[str, ...]) -> pd.Series
 
 def _name_series(axes: Axes, view: Lines, ends: list[tuple[tuple[float, float], Look]]) -> None:
     """Names at the lines' ends where all but one end at the same x, else a legend above the axes."""
+    right = max((x for (x, _), _ in ends), default=0.0)
+    if sum(end[0] < right for end, _ in ends) > 1 or (ends and view.dodge):
+        legend(axes, [look for _, look in ends])
+    else:
+        name_ends(axes, ends)
+
+
+def legend(axes: Axes, named: list[Look]) -> None:
+    """A legend above the axes."""
+    handles = [
+        axes.plot([], [], linestyle=look.dash, marker=look.marker, color=look.colour, markersize=6)[0] for look in named
+    ]
+    axes.legend(handles, [look.label for look in named], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3,
+                fontsize="small", handlelength=1.8, columnspacing=1.2)  # fmt: skip
+
+
+def name_ends(axes: Axes, ends: list[tuple[tuple[float, float], Look]]) -> None:
+    """Names beside the ends of lines: in the margin for those that reach the right, at the end for others."""
     if not ends:
         axes.text(0.5, 0.5, "no run has finished", transform=axes.transAxes, ha="center", color=MUTED)
         return
     right = max(x for (x, _), _ in ends)
-    inside = [(end, look) for end, look in ends if end[0] < right]
-    if len(inside) > 1 or view.dodge:
-        handles = [
-            axes.plot([], [], look.dash, marker=look.marker, color=look.colour, markersize=6)[0] for _, look in ends
-        ]
-        axes.legend(handles, [look.label for _, look in ends], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3,
-                    fontsize="small", handlelength=1.6, columnspacing=1.2)  # fmt: skip
-        return
-    for end, look in inside:
+    for end, look in ((end, look) for end, look in ends if end[0] < right):
         axes.annotate(look.label, end, xytext=(7, 0), textcoords="offset points", va="center", color=look.colour,
                       fontsize="small")  # fmt: skip
     ends = [(end, look) for end, look in ends if end[0] == right]

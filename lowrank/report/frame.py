@@ -153,7 +153,7 @@ def by_seed(rows: pd.DataFrame, metric: str) -> dict[int, float]:
     """The metric of each seed that has one."""
     good = rows[(rows["status"] == "ok") & rows[metric].notna()]
     if good["seed"].duplicated().any():
-        seeds = sorted(good["seed"][good["seed"].duplicated()].unique())
+        seeds = sorted(map(int, good["seed"][good["seed"].duplicated()].unique()))
         raise ConfigError(f"several runs share a cell and seed {seeds}: the table's `by` leaves out a swept axis")
     return {int(seed): float(value) for seed, value in zip(good["seed"], good[metric])}
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lowrank.errors import ConfigError
 from lowrank.report.context import Context
 from lowrank.report.frame import by_seed, meets, need_columns, plain, state
 from lowrank.report.kinds import Where
@@ -49,11 +50,13 @@ def samples(context: Context, table: str, metric: str, place: str) -> list[Sampl
         place: starts a message.
 
     Raises:
-        ConfigError: no such column.
+        ConfigError: no such column, or a table of means without the runs behind them.
     """
     frame = context.table(table)
     need_columns(frame, [metric], place)
     cells = context.cells(table)
+    if cells is None and context.measured(table):
+        raise ConfigError(f"{place}: {table!r} holds means, which have no seeds to pair; name the table of their runs")
     if cells is None:
         return [_computed(row, metric) for row in frame.to_dict("records")]
     found = []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 
@@ -16,20 +17,47 @@ matplotlib.use("agg")
 from matplotlib.figure import Figure
 
 from lowrank.files import replacing
-from lowrank.report.text import number
+from lowrank.report.text import NAMES, number
 
 PAPER, INK, MUTED, GRID = "#ffffff", "#1c2126", "#5c6670", "#dfe3e7"
-SERIES = ("#2a4fb0", "#0f82b5", "#1a8a68", "#b07410", "#b5383a", "#7d3f98")
-"""In the order of ranks: blue to red, told apart by lightness and marker as well as by hue."""
-MARKERS = ("o", "s", "^", "D", "v", "P")
+SERIES = (
+    "#2a4fb0", "#0f82b5", "#1a8a68", "#b07410", "#b5383a", "#7d3f98", "#c2528b", "#6f7116", "#80543a", "#3d6670",
+)  # fmt: skip
+"""Told apart by lightness and marker as well as by hue. Ranks take the first six in order: blue to red."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p", "h")
+DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
+"""For series that share a colour: variants of one method."""
 
 VARIABLES = {PAPER: "--paper", INK: "--ink", MUTED: "--muted", GRID: "--rule"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
 }
 """Colours that a page replaces by its own, so that a figure follows light and dark."""
 
+METHODS = {
+    "base": MUTED,
+    "full": INK,
+    "linear_probe": SERIES[9],
+    "lora": SERIES[0],
+    "relora": SERIES[1],
+    "superrelora": SERIES[4],
+    "hira": SERIES[2],
+    "qlora": SERIES[3],
+    "nf4": SERIES[3],
+    "sparselora": SERIES[5],
+    "sparse": SERIES[5],
+    "contextual": SERIES[5],
+    "prune": SERIES[6],
+    "magnitude": SERIES[6],
+    "galore": SERIES[7],
+    "lte": SERIES[8],
+    "mhlora": SERIES[6],
+    "velora": SERIES[4],
+}
+"""An arm has the colour of the first of these words that its name begins with, in every figure of every study, and
+stands in this order. Methods that share one are in no study together."""
+
 ORDER: dict[str, tuple[Any, ...]] = {"rank": (8, 16, 32, 64, 128)}
-"""Values that keep their colour even where a scale leaves some of them out."""
+"""Values that keep their colour where one method is drawn, even where a scale leaves some of them out."""
 
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "path",  # letters as shapes: the file looks the same where the font is missing
@@ -64,34 +92,83 @@ class Look:
     label: str
     colour: str
     marker: str
-    dash: str
+    dash: Any
 
 
-def looks(series: Sequence[Mapping[str, Any]]) -> list[Look]:
+def method(arm: str) -> str | None:
+    """The method that an arm is a variant of: the longest word of `METHODS` that its name begins with."""
+    words = [word for word in METHODS if arm.lower().replace("-", "_").startswith(word)]
+    return max(words, key=len, default=None)
+
+
+def place(arm: Any) -> tuple[int, str]:
+    """Where an arm stands among others: in the order of `METHODS`, then by name."""
+    found = method(str(arm))
+    return (len(METHODS) if found is None else list(METHODS).index(found)), str(arm)
+
+
+Series = TypeVar("Series", bound=tuple[Mapping[str, Any], Any])
+
+
+def in_order(series: Sequence[Series]) -> list[Series]:
+    """Series by the place of their arm; what has the same place keeps its order."""
+    return sorted(series, key=lambda one: place(one[0]["arm"]) if one[0].get("arm") is not None else (-1, ""))
+
+
+def looks(series: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None = None) -> list[Look]:
     """A look for each series; the same configuration looks the same in every figure.
 
     Args:
-        series: what makes each one (`{arm: lora, rank: 8}`); full fine-tuning is the dashed one in ink.
+        series: what makes each one (`{arm: lora, rank: 8}`); full fine-tuning is the dashed one in ink. Where
+            several methods are drawn, a colour is a method's; where one is, it is that of another key, such as rank.
+        titles: arm -> its name for a reader.
     """
-    fixed = [_fixed_place(keys) for keys in series]
-    free = [index for index in range(len(SERIES)) if index not in fixed] or list(range(len(SERIES)))
-    others = itertools.cycle(free)
+    arms = {str(keys["arm"]) for keys in series if keys.get("arm") is not None}
+    compared = len(arms - {"full", "base"}) > 1
+    colours = [_colour(keys, compared) for keys in series]
+    free = itertools.cycle([colour for colour in SERIES if colour not in colours] or SERIES)
+    used: Counter[str] = Counter()
     found = []
-    for keys, place in zip(series, fixed, strict=True):
+    for keys, colour in zip(series, colours, strict=True):
+        chosen = colour or next(free)
+        variant = used[chosen]
+        used[chosen] += 1
+        marker, dash = _marker(chosen, variant), DASHES[variant % len(DASHES)]
         if keys.get("arm") == "full":
-            found.append(Look("full", INK, "X", "--"))
-            continue
-        index = next(others) if place is None else place
-        words = [f"{key} {number(value)}" for key, value in keys.items() if key != "arm" and value is not None]
-        found.append(Look(", ".join(words) or str(keys.get("arm")), SERIES[index], MARKERS[index], "-"))
+            marker, dash = "X", "--"
+        found.append(Look(_words(keys, compared, titles or {}), chosen, marker, dash))
     return found
 
 
-def _fixed_place(keys: Mapping[str, Any]) -> int | None:
+def _colour(keys: Mapping[str, Any], compared: bool) -> str | None:
+    arm = keys.get("arm")
+    if arm in ("full", "base"):
+        return METHODS[str(arm)]
+    if arm is not None and (compared or len(keys) == 1):
+        found = method(str(arm))
+        return None if found is None else METHODS[found]
     for key, order in ORDER.items():
         if keys.get(key) in order:
-            return order.index(keys[key])
+            return SERIES[order.index(keys[key])]
     return None
+
+
+def _marker(colour: str, variant: int) -> str:
+    first = SERIES.index(colour) if colour in SERIES else len(MARKERS) - 1
+    return MARKERS[(first + 3 * variant) % len(MARKERS)]
+
+
+def _words(keys: Mapping[str, Any], compared: bool, titles: Mapping[str, str]) -> str:
+    """The label of a series: its method where several are drawn, then what else tells it apart."""
+    arm = keys.get("arm")
+    words = [
+        value if isinstance(value, str) else f"{NAMES.get(key, key)} {number(value)}"
+        for key, value in keys.items()
+        if key != "arm" and value is not None
+    ]
+    if arm is not None and (compared or not words or arm in ("full", "base")):
+        words.insert(0, titles.get(str(arm), str(arm)))
+    return ", ".join(words)
 
 
 def svg(figure: Figure) -> str:

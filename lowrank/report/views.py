@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from lowrank.errors import ConfigError
-from lowrank.report.kinds import ClaimView, FigureView, Optima, OptimaClaim, TableView
+from lowrank.report.kinds import ClaimView, Course, Curves, FigureView, Optima, OptimaClaim, TableView
 from lowrank.strict import Name, Strict, parse, suggest
 
 
@@ -19,6 +19,8 @@ class Views(Strict):
     tables: dict[Name, TableView]
     figures: dict[Name, FigureView]
     claims: dict[Name, ClaimView]
+    titles: dict[str, str] = {}
+    """Arm -> its name for a reader."""
 
     def outputs(self) -> list[str]:
         """Every file that `build_study` always writes, besides `runs.csv`."""
@@ -41,7 +43,7 @@ def parse_views(raw: Mapping[str, Any], where: str) -> Views:
     """Validates the sections `tables`, `figures` and `claims` of a study.
 
     Args:
-        raw: the three sections; one that is missing or empty shows nothing.
+        raw: the study; of the three sections, one that is missing or empty shows nothing.
         where: the study, which starts each message.
 
     Raises:
@@ -50,7 +52,8 @@ def parse_views(raw: Mapping[str, Any], where: str) -> Views:
     tables = _section(raw, "tables", TableView, "kind", where)
     figures = _section(raw, "figures", FigureView, "kind", where)
     claims = _section(raw, "claims", ClaimView, "check", where)
-    views = Views.model_construct(tables=tables, figures=figures, claims=claims)
+    titles = {name: str(arm["title"]) for name, arm in (raw.get("arms") or {}).items()}
+    views = Views.model_construct(tables=tables, figures=figures, claims=claims, titles=titles)
     for index, (name, view) in enumerate(tables.items()):
         for table in view.reads():
             before = list(tables)[:index]
@@ -62,6 +65,8 @@ def parse_views(raw: Mapping[str, Any], where: str) -> Views:
             table = getattr(view, "table", None)
             if table is not None and table not in tables:
                 raise ConfigError(f"{where}: {name}: table: unknown table {table!r}{suggest(table, tables)}")
+            if isinstance(view, Curves) and not isinstance(tables[view.table], Course):
+                raise ConfigError(f"{where}: {name}: table: {view.table!r} is no table of kind course")
             if isinstance(view, OptimaClaim) and not isinstance(tables[view.table], Optima):
                 raise ConfigError(f"{where}: {name}: table: {view.table!r} is no table of optima")
     return views

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 
+from lowrank.cards import DataCard, ModelCard
 from lowrank.errors import ConfigError
 from lowrank.files import canonical_json
+from lowrank.images import check_fit
 from lowrank.methods.chain import Chain
 from lowrank.models.load import skeleton
 from lowrank.spec import RunSpec, TrainSpec
@@ -18,16 +20,19 @@ class Checks:
         self._skeleton = functools.cache(skeleton)
         self._asked: set[str] = set()
 
-    def check(self, spec: RunSpec, labels: int) -> None:
+    def check(self, spec: RunSpec, model: ModelCard, data: DataCard) -> None:
         """Refuses a run that cannot work.
 
         Args:
             spec: the run.
-            labels: classes of its data.
+            model: the card it names.
+            data: the same.
 
         Raises:
             ConfigError: names the value, the layer or batch that it does not fit, and what is allowed.
         """
+        labels = len(data.labels)
+        check_fit(data.image, data.name, spec.data.image_size, model.name, model.config, spec.task)
         chain = Chain.build(spec.chain)
         # Of a text, train_rows counts documents; how many rows they give is known when it is prepared.
         check_batches(chain, spec.train, spec.data.train_rows if spec.task == "classification" else None)

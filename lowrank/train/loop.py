@@ -19,7 +19,7 @@ from lowrank.evaluate.score import score
 from lowrank.methods.chain import Chain
 from lowrank.signals import StopFlag
 from lowrank.spec import TrainSpec
-from lowrank.tasks import Task, forward
+from lowrank.tasks import Task, forward, positions
 from lowrank.train.checkpoint import load_optimizer, rng_state, set_rng_state
 from lowrank.train.checks import check_batches
 from lowrank.train.observer import Row, Watch
@@ -143,7 +143,7 @@ class Loop:
         train = self.train
         micro_batches = list(self.micro_batches(step))
         units = sum(self.task.units(batch) for batch in micro_batches)
-        self.state.tokens += sum(batch["attention_mask"].numel() for batch in micro_batches)
+        self.state.tokens += sum(positions(batch) for batch in micro_batches)
         micro_batches = [{key: tensor.to(self.device) for key, tensor in batch.items()} for batch in micro_batches]
         with self.autocast():
             self.chain.before_step(micro_batches, step)

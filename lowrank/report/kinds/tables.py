@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lowrank.report.kinds.base import CellRef, Goal, TableView, Value, Where
-from lowrank.strict import Name, PositiveInt, Strict
+from lowrank.strict import Fraction, Name, PositiveInt, Strict
 
 
 class Summary(TableView):
@@ -48,6 +48,41 @@ class Tuned(TableView):
     """Whether less or more of `choose_by` is better."""
     metrics: tuple[str, ...]
     where: Where = {}
+
+
+class Course(TableView):
+    """A quantity over the steps of training: mean over seeds with its interval, one row per `by` and step."""
+
+    kind: Literal["course"]
+    by: tuple[str, ...]
+    tag: str
+    """A scalar of the runs' event files: lr, train_loss, val_loss, val_accuracy."""
+    where: Where = {}
+    at: Name | None = None
+    """A `tuned` table: only the runs at its chosen value."""
+    window: PositiveInt = 1
+    """Each value is the mean over so many steps, as trainers log it."""
+    smoothing: Fraction = 0.0
+    """Weight of what came before in a moving average of the mean (`smoothed`), as TensorBoard's slider sets it."""
+
+    def reads(self) -> tuple[str, ...]:
+        """The table that chooses runs."""
+        return (self.at,) if self.at is not None else ()
+
+
+class Pivot(TableView):
+    """One metric of another table, its rows by `rows` and a column for each value of `columns`."""
+
+    kind: Literal["pivot"]
+    table: Name
+    rows: tuple[str, ...]
+    columns: str
+    metric: str
+    where: Where = {}
+
+    def reads(self) -> tuple[str, ...]:
+        """The table that is turned."""
+        return (self.table,)
 
 
 class Settings(TableView):
