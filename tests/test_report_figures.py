@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from lowrank.errors import ConfigError
+from lowrank.files import write_json
 from lowrank.report.style import INK, METHODS, SERIES, in_order, looks, place, svg
 from lowrank.train.events import write_events
 from tests.report_lab import SUMMARY, TUNED, runs_of, study
@@ -177,3 +178,21 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
     context = study(RUNS, tables={"t": {**SUMMARY, "metrics": ["accuracy", "steps"]}}, figures={"f": POINTS, "b": BARS})
     for name in ("f", "b"):
         assert svg(context.draw(name)) == svg(context.draw(name))
+
+
+def test_records_stand_beside_their_runs(tmp_path):
+    asked = {"samples": {"protocol": "generate", "options": {"samples": 2}, "arms": ["lora"]}}
+    other = {"spec": {"protocol": "generate"}, "records": [{"text": "of another question"}]}
+    own = {"spec": {"protocol": "generate", "options": {"samples": 2}}, "records": [{"text": "a"}, {"text": "b"}]}
+    folder = tmp_path / "runs" / str(RUNS["run"][2])
+    write_json(folder / "eval" / "generate-0.json", other)
+    write_json(folder / "eval" / "generate-1.json", own)
+    write_json(folder / "observed" / "ranks.json", [{"step": 1, "rank": 8}])
+    table = {"kind": "records", "by": ["arm"], "where": {"arm": ["lora"]}, "title": "t", "note": "n"}
+    tables = {"t": {**table, "evaluation": "samples"}, "o": {**table, "observer": "ranks"}}
+    context = study(RUNS, tmp_path, tables=tables, evaluations=asked)
+    assert context.table("t")["text"].to_list()[:2] == ["a", "b"]
+    assert context.table("t")["cause"].to_list() == ["", "", "nothing recorded"]
+    assert context.table("o").loc[0, ["arm", "seed", "step", "rank"]].to_list() == ["lora", 0, 1, 8]
+    with pytest.raises(ConfigError, match="unknown evaluation 'sampels'"):
+        study(RUNS, tables={"t": {**table, "evaluation": "sampels"}}, evaluations=asked)

@@ -17,6 +17,7 @@ from lowrank.report import (  # noqa: F401 - importing registers the kinds
     curves,
     figures,
     pivot,
+    records,
     scatter,
     style,
     tables,

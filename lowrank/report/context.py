@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
+from lowrank.errors import ConfigError
 from lowrank.report.kinds import Optima, OptimaClaim
 from lowrank.report.ledger import Ledger
 from lowrank.report.views import Views
@@ -54,6 +55,17 @@ class Context:
         """The runs behind each row of a table, in its order; None for a table that no run enters."""
         kind = _kind(self.views.tables[name], "kind")
         return CELLS[kind](self, name) if kind in CELLS else None
+
+    def runs_at(self, name: str | None) -> pd.DataFrame:
+        """The runs behind the rows of a table; all of the study's where none is named."""
+        import pandas as pd
+
+        if name is None:
+            return self.runs
+        cells = self.cells(name)
+        if cells is None:
+            raise ConfigError(f"{self.study}: tables.{name}: no runs stand behind its rows; allowed: a table of runs")
+        return pd.concat([self.runs.iloc[:0], *(runs for _, runs in cells)])
 
     def measured(self, name: str) -> bool:
         """Whether runs enter a table, or a table that it is computed from."""

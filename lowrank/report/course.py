@@ -28,7 +28,7 @@ def course(context: Context, name: str) -> pd.DataFrame:
     view = context.views.tables[name]
     assert isinstance(view, Course)
     place = f"{context.study}: tables.{name}"
-    runs = select(_runs(context, view), view.where, place)
+    runs = select(context.runs_at(view.at), view.where, place)
     need_columns(runs, list(view.by), place)
     rows: list[dict[str, Any]] = []
     for keys, cell in groups(runs, view.by):
@@ -50,15 +50,6 @@ def course(context: Context, name: str) -> pd.DataFrame:
     columns = [*view.by, "step", view.tag, f"{view.tag}_low", f"{view.tag}_high"]
     columns += ["smoothed"] if view.smoothing else []
     return pd.DataFrame(rows, columns=[*columns, "seeds", "seeds_planned", "status", "cause"])
-
-
-def _runs(context: Context, view: Course) -> pd.DataFrame:
-    if view.at is None:
-        return context.runs
-    cells = context.cells(view.at)
-    if cells is None:
-        raise ConfigError(f"{context.study}: a course is drawn at the runs of a table; {view.at!r} has none")
-    return pd.concat([runs for _, runs in cells])
 
 
 def scalars(folder: Path, tag: str, place: str) -> dict[int, float]:

@@ -21,6 +21,8 @@ class Views(Strict):
     claims: dict[Name, ClaimView]
     titles: dict[str, str] = {}
     """Arm -> its name for a reader."""
+    evaluations: dict[str, Any] = {}
+    """Label -> what is asked, as the study says it."""
 
     def outputs(self) -> list[str]:
         """Every file that `build_study` always writes, besides `runs.csv`."""
@@ -53,7 +55,14 @@ def parse_views(raw: Mapping[str, Any], where: str) -> Views:
     figures = _section(raw, "figures", FigureView, "kind", where)
     claims = _section(raw, "claims", ClaimView, "check", where)
     titles = {name: str(arm["title"]) for name, arm in (raw.get("arms") or {}).items()}
-    views = Views.model_construct(tables=tables, figures=figures, claims=claims, titles=titles)
+    views = Views.model_construct(
+        tables=tables, figures=figures, claims=claims, titles=titles, evaluations=raw.get("evaluations") or {}
+    )
+    for name, view in tables.items():
+        asked = getattr(view, "evaluation", None)
+        if asked is not None and asked not in views.evaluations:
+            known = suggest(asked, views.evaluations)
+            raise ConfigError(f"{where}: tables.{name}: evaluation: unknown evaluation {asked!r}{known}")
     for index, (name, view) in enumerate(tables.items()):
         for table in view.reads():
             before = list(tables)[:index]

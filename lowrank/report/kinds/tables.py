@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from lowrank.report.kinds.base import CellRef, Goal, TableView, Value, Where
 from lowrank.strict import Fraction, Name, PositiveInt, Strict
 
@@ -83,6 +85,31 @@ class Pivot(TableView):
     def reads(self) -> tuple[str, ...]:
         """The table that is turned."""
         return (self.table,)
+
+
+class Records(TableView):
+    """The rows that an evaluation or an observer recorded, one after another, beside their run's columns."""
+
+    kind: Literal["records"]
+    by: tuple[str, ...]
+    """Columns of the runs that stand before each row's own; with them come `seed` and `run`."""
+    evaluation: Name | None = None
+    """An evaluation of the study whose protocol records rows, such as generated samples."""
+    observer: Name | None = None
+    """Or an observer of the runs."""
+    where: Where = {}
+    at: Name | None = None
+    """A `tuned` table: only the runs at its chosen value."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Records:
+        if (self.evaluation is None) == (self.observer is None):
+            raise ValueError("give evaluation or observer, whose rows are shown")
+        return self
+
+    def reads(self) -> tuple[str, ...]:
+        """The table that chooses runs."""
+        return (self.at,) if self.at is not None else ()
 
 
 class Settings(TableView):
