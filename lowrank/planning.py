@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from lowrank import cards
 from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prepared_id, run_pins, run_spec
 from lowrank.digest import code_digest, evaluate_digest, page_digests, protocol_digest, report_digests, train_digest
 from lowrank.errors import ConfigError
@@ -16,7 +17,7 @@ from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
 from lowrank.spec import HASH_DIGITS, DataSpec, EvalSpec, RunSpec, eval_id, run_id
 from lowrank.strict import parse
-from lowrank.study import evaluations, load_study, points
+from lowrank.study import load_study, points
 from lowrank.train.checks import Checks
 
 PLAN_PARTS = ("scale", "studies", "runs", "packs", "data", "cards", "evaluations")
@@ -78,13 +79,14 @@ class Planner:
         """Groups a study's runs into packs; to be called when all studies are added, since they share runs."""
         study = load_study(name)
         scale = study.scales[self.scale]
+        evaluations = {label: wanted.spec() for label, wanted in study.evaluations.items()}
         rows = self.studies[name]["runs"]
         only = {
             label: {row["run"] for row in rows if row["arm"] in wanted.arms}
             for label, wanted in study.evaluations.items()
             if wanted.arms
         }
-        self.add_packs(name, study.pack, evaluations(study, self.scale), scale.pack_size, scale.mem_mb, only)
+        self.add_packs(name, study.pack, evaluations, scale.pack_size, scale.mem_mb, only)
 
     def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
         """Adds a run, and the runs that its base model comes from; returns its id.
@@ -213,7 +215,7 @@ class Planner:
             self.data[name] = {
                 "spec": spec.model_dump(mode="json", exclude_defaults=True),
                 "model": model.name,
-                "cards": [*([] if data.task == "image" else [self._add_card(model)]), self._add_card(data)],
+                "cards": [self._add_card(card) for card in cards.prepared_from(model, data)],
                 "code": code_digest(["lowrank.data.prepare"]),
             }
         return name

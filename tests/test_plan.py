@@ -13,7 +13,7 @@ import pytest
 from lowrank import plan
 from lowrank.errors import ConfigError
 from lowrank.planning import Planner
-from lowrank.spec import EvalSpec
+from lowrank.spec import EvalSpec, RunSpec
 from tests.training_lab import run_spec
 
 TEST = {"test": EvalSpec()}
@@ -50,6 +50,16 @@ def test_chains_share_a_pack_where_a_study_says_so() -> None:
         apart.add_run(run_spec(chain), "s", False)
     apart.add_packs("s", [], TEST, size=64, mem_mb=1)
     assert {chain: apart.runs[run]["code"] for chain, run in runs.items()} == codes
+
+
+def test_data_waits_for_the_card_that_holds_the_tokenizer() -> None:
+    planner = Planner("smoke")
+    text = {"card": "smoke_text", "train_rows": None, "validation_rows": None, "test_rows": None}
+    raw = {**run_spec("full").model_dump(), "task": "causal_lm", "model": {"card": "smoke_gpt"}, "chain": "full"}
+    planner.add_run(RunSpec.model_validate({**raw, "data": text}), "s", True)
+    (data,) = planner.data.values()
+    assert data["cards"] == ["smoke_gpt", "smoke_bert", "smoke_text"]
+    assert {"smoke_gpt", "smoke_bert", "smoke_text"} == planner.cards.keys()
 
 
 def test_a_pack_is_cut_where_it_is_too_large() -> None:

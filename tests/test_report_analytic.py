@@ -34,6 +34,15 @@ def test_counts_of_a_published_model_that_is_not_fetched():
     assert table.loc["lora", "total_bytes"] == sum(table.loc["lora", categories])
 
 
+def test_parameters_alone_are_the_same_and_rows_may_say_what_they_are():
+    rows = [{"label": "lora", "card": "distilbert", "chain": [LORA], "columns": {"rank": 8}}]
+    tables = {"t": {"kind": "counts", "title": "t", "note": "n", "rows": rows, "bytes": False}}
+    alone, whole = study(runs_of(), tables=tables).table("t"), counts(*rows).reset_index()
+    assert alone.loc[0, "rank"] == 8
+    assert list(alone) == [column for column in whole if "bytes" not in column]
+    assert alone.iloc[0].to_dict() == whole.loc[0, list(alone)].to_dict()
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

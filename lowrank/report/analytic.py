@@ -38,12 +38,14 @@ def counts(context: Context, name: str) -> pd.DataFrame:
     """
     view = context.views.tables[name]
     assert isinstance(view, Counts)
-    return pd.DataFrame([_count(row, f"{context.study}: tables.{name}: {row.label}") for row in view.rows])
+    place = f"{context.study}: tables.{name}"
+    return pd.DataFrame([_count(row, f"{place}: {row.label}", view.bytes) for row in view.rows])
 
 
-def _count(row: CountRow, place: str) -> dict[str, Any]:
+def _count(row: CountRow, place: str, with_bytes: bool) -> dict[str, Any]:
     # Here, since only such a table needs torch.
     from lowrank.cards import model_card
+    from lowrank.measure import counts as count_parameters
     from lowrank.measure import predict_step
     from lowrank.methods.chain import Chain
     from lowrank.models.load import skeleton
@@ -55,24 +57,30 @@ def _count(row: CountRow, place: str) -> dict[str, Any]:
         return skeleton(model, row.task, row.labels)
 
     base = build()
-    try:
-        batch = _batch(base, row, Chain.build(options).batch_multiple())
-    except ValueError as error:
-        raise ConfigError(f"{place}: {error}") from None
-    found = predict_step(build, options, batch).model_dump()
-    if row.batch_size is None:
-        found["saved_activation_bytes"] = None
-    sizes = [found[category] for category in BYTES]
+    plain_parameters = sum(parameter.numel() for parameter in base.parameters())
+    if with_bytes:
+        try:
+            batch = _batch(base, row, Chain.build(options).batch_multiple())
+        except ValueError as error:
+            raise ConfigError(f"{place}: {error}") from None
+        found = predict_step(build, options, batch).model_dump()
+        if row.batch_size is None:
+            found["saved_activation_bytes"] = None
+    else:
+        Chain.build(options).attach(base)
+        found = {**count_parameters(base)}
+    sizes = [found[category] for category in BYTES] if with_bytes else []
     return {
         "label": row.label,
+        **row.columns,
         "model": model_card(row.card).title,
         "chain": "+".join(option.part for option in options),
-        "base_parameters": sum(parameter.numel() for parameter in base.parameters()),
+        "base_parameters": plain_parameters,
         "parameters": found["parameters"],
         "trainable_parameters": found["trainable_parameters"],
         "trainable_share": found["trainable_parameters"] / found["parameters"],
-        **{category: found[category] for category in BYTES},
-        "total_bytes": None if None in sizes else sum(sizes),
+        **({category: found[category] for category in BYTES} if with_bytes else {}),
+        **({"total_bytes": None if None in sizes else sum(sizes)} if with_bytes else {}),
     }
 
 
