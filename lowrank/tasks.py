@@ -6,14 +6,14 @@ whole batch, so that accumulation over micro-batches equals one large batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank.errors import ConfigError
+from lowrank.head_loss import head_loss, plain_head
 from lowrank.strict import suggest
 
 IGNORED = -100
@@ -23,7 +23,7 @@ Batch = Mapping[str, Tensor]
 
 
 class Task(Protocol):
-    """The loop's view of a task."""
+    """The loop's view of a task; a subclass brings all but `loss`."""
 
     unit: str
 
@@ -33,8 +33,12 @@ class Task(Protocol):
     def losses(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss (units,) float32 in nats and correctness (units,) bool of each unit."""
 
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The sum of the losses, to be differentiated: a scalar."""
+        return self.losses(forward(model, batch), batch)[0].sum()
 
-class Classification:
+
+class Classification(Task):
     """One label per example: mean cross-entropy in nats, accuracy."""
 
     unit = "example"
@@ -49,7 +53,7 @@ class Classification:
         return functional.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(-1) == labels
 
 
-class CausalLM:
+class CausalLM(Task):
     """The next token: mean negative log-likelihood per token in nats, padding left out."""
 
     unit = "token"
@@ -65,8 +69,19 @@ class CausalLM:
         predicted, labels = logits[:, :-1][wanted], labels[wanted]
         return functional.cross_entropy(predicted.float(), labels, reduction="none"), predicted.argmax(-1) == labels
 
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The sum of the losses; where the model allows it, from its hidden states, without all logits at once."""
+        head = plain_head(model)
+        if head is None:
+            return super().loss(model, batch)
+        labels = batch["labels"][:, 1:]
+        wanted = labels != IGNORED
+        trunk = cast("Callable[..., Any]", model.base_model)
+        hidden: Tensor = trunk(**_inputs(batch)).last_hidden_state
+        return head_loss(hidden[:, :-1][wanted], head.weight, labels[wanted])
 
-class MaskedLM:
+
+class MaskedLM(Task):
     """The tokens that were hidden: mean negative log-likelihood per predicted token in nats."""
 
     unit = "token"
@@ -101,7 +116,11 @@ def positions(batch: Batch) -> int:
     return batch["attention_mask"].numel() if "attention_mask" in batch else len(batch["labels"])
 
 
-def forward(model: torch.nn.Module, batch: Batch) -> Tensor:
+def forward(model: nn.Module, batch: Batch) -> Tensor:
     """The logits of a transformers model; labels stay with the task."""
-    logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+    logits: Tensor = model(**_inputs(batch)).logits
     return logits
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}

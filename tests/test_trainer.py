@@ -62,7 +62,7 @@ class Rows(TaskBatches):
     def by_length(self) -> Tensor:
         return torch.arange(ROWS)
 
-    def micro_batches(self, rows: Tensor, size: int) -> Any:
+    def micro_batches(self, rows: Tensor, size: int, **_: Any) -> Any:
         for chunk in rows.split(size):
             tokens = self.tokens[chunk]
             labels = self.classes[chunk] if self.task == "classification" else tokens

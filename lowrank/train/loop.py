@@ -19,7 +19,7 @@ from lowrank.evaluate.score import score
 from lowrank.methods.chain import Chain
 from lowrank.signals import StopFlag
 from lowrank.spec import TrainSpec
-from lowrank.tasks import Task, forward, positions
+from lowrank.tasks import Task, positions
 from lowrank.train.checkpoint import load_optimizer, rng_state, set_rng_state
 from lowrank.train.checks import check_batches
 from lowrank.train.observer import Row, Watch
@@ -151,8 +151,7 @@ class Loop:
         for batch in micro_batches:
             self.chain.before_forward(batch, step)
             with self.autocast():
-                losses, _ = self.task.losses(forward(self.model, batch), batch)
-            loss = losses.sum() / max(1, units)
+                loss = self.task.loss(self.model, batch) / max(1, units)
             loss.backward()
             total += loss.detach()
         penalty = self.chain.penalty()

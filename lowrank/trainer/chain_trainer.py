@@ -147,11 +147,13 @@ class ChainTrainer(Trainer):  # type: ignore[misc]
             self.chain.before_forward(inputs, self.state.global_step)
         if self.task is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        units = num_items_in_batch if model.training else self.task.units(inputs)
+        if not return_outputs:
+            with self.accelerator.autocast():
+                return self.task.loss(model, inputs) / max(1, units)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         losses, _ = self.task.losses(outputs.logits, inputs)
-        units = num_items_in_batch if model.training else self.task.units(inputs)
-        loss = losses.sum() / max(1, units)
-        return (loss, outputs) if return_outputs else loss
+        return losses.sum() / max(1, units), outputs
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluation sees what the parts say it sees."""
