@@ -16,7 +16,7 @@ from lowrank.files import REPOSITORY, canonical_json, read_yaml, sha256_file
 from lowrank.images import ImageFormat
 from lowrank.sources import AnySource, Files, FileSource, HubSource, LocalSource, TrainedSource, UrlSource, WheelSource
 from lowrank.spec import DataSpec, RunSpec, data_id, run_id
-from lowrank.strict import Name, Strict, parse, suggest
+from lowrank.strict import Name, NonNegativeInt, Strict, parse, suggest
 from lowrank.templates import Template
 
 CARDS = REPOSITORY / "resources" / "cards"
@@ -97,6 +97,8 @@ class ModelCard(_Card):
     """Facts of `config.json`, known before anything is fetched; checked against the file."""
     tokenizer: Name | None = None
     """The model card whose `tokenizer.json` is used; None is this one's own."""
+    unused_tokens: NonNegativeInt = 0
+    """Tokens at the end of the tokenizer's vocabulary that no text holds and the model has no embedding for."""
 
     @property
     def pin(self) -> str:

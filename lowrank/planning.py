@@ -17,7 +17,7 @@ from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
 from lowrank.spec import HASH_DIGITS, DataSpec, EvalSpec, RunSpec, eval_id, run_id
 from lowrank.strict import parse
-from lowrank.study import load_study, points
+from lowrank.study import evaluations, load_study, points
 from lowrank.train.checks import Checks
 
 PLAN_PARTS = ("scale", "studies", "runs", "packs", "data", "cards", "evaluations")
@@ -79,14 +79,13 @@ class Planner:
         """Groups a study's runs into packs; to be called when all studies are added, since they share runs."""
         study = load_study(name)
         scale = study.scales[self.scale]
-        evaluations = {label: wanted.spec() for label, wanted in study.evaluations.items()}
         rows = self.studies[name]["runs"]
         only = {
             label: {row["run"] for row in rows if row["arm"] in wanted.arms}
             for label, wanted in study.evaluations.items()
             if wanted.arms
         }
-        self.add_packs(name, study.pack, evaluations, scale.pack_size, scale.mem_mb, only)
+        self.add_packs(name, study.pack, evaluations(study, self.scale), scale.pack_size, scale.mem_mb, only)
 
     def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
         """Adds a run, and the runs that its base model comes from; returns its id.

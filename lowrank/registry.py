@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from lowrank.methods.part import Part
     from lowrank.train.observer import Observer
 
-PARTS = "lowrank.methods"
-PROTOCOLS = "lowrank.evaluate.protocols"
-OBSERVERS = "lowrank.train.observers"
+PARTS = ("lowrank.methods",)
+PROTOCOLS = ("lowrank.evaluate.protocols", "lowrank.trainer.protocols")
+OBSERVERS = ("lowrank.train.observers",)
 
 
 def parts() -> dict[str, type[Part]]:
@@ -62,22 +62,24 @@ def observer(name: object) -> type[Observer]:
 
 
 @functools.cache
-def _all(home: str, noun: str) -> dict[str, Any]:
+def _all(homes: tuple[str, ...], noun: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for module in pkgutil.iter_modules(importlib.import_module(home).__path__):
-        for name, one in _defined_in(f"{home}.{module.name}").items():
+    places = [(home, importlib.import_module(home).__path__) for home in homes]
+    for module in [f"{home}.{each.name}" for home, path in places for each in pkgutil.iter_modules(path)]:
+        for name, one in _defined_in(module).items():
             if name in found:
                 raise ConfigError(f"two {noun}s are called {name!r}: {found[name].__module__}, {one.__module__}")
             found[name] = one
     return dict(sorted(found.items()))
 
 
-def _one(home: str, noun: str, name: object) -> Any:
-    if isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(f"{home}.{name}"):
-        found = _defined_in(f"{home}.{name}")
-        if name in found:
-            return found[name]
-    known = _all(home, noun)
+def _one(homes: tuple[str, ...], noun: str, name: object) -> Any:
+    for home in homes:
+        if isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(f"{home}.{name}"):
+            found = _defined_in(f"{home}.{name}")
+            if name in found:
+                return found[name]
+    known = _all(homes, noun)
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"unknown {noun} {name!r}{suggest(name, known)}")
     return known[name]

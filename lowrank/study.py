@@ -44,6 +44,8 @@ class ScaleSpec(Strict):
     """What of the document's own grid is left out here, and why."""
     pack_size: PositiveInt = 64
     """Most runs in one pack."""
+    evaluations: dict[Name, dict[str, Any]] = {}
+    """Evaluation -> what differs of it here: sizes, such as `rows` or a length among its `options`."""
     minutes: PositiveFloat
     """How long it takes on a quiet machine of that scale, for the forecast that is printed first."""
     mem_mb: PositiveInt = 2000
@@ -111,6 +113,7 @@ def load_study(name: str) -> Study:
             if arm not in study.arms:
                 where = f"{_shown(path)}: scales.{scale}.sweeps"
                 raise ConfigError(f"{where}: unknown arm {arm!r}{suggest(arm, study.arms)}")
+        evaluations(study, scale)
     for label, evaluation in study.evaluations.items():
         for arm in evaluation.arms:
             if arm not in study.arms:
@@ -122,6 +125,26 @@ def load_study(name: str) -> Study:
         if axis not in known:
             raise ConfigError(f"{_shown(path)}: pack: unknown axis {axis!r}{suggest(axis, known)}")
     return study
+
+
+def evaluations(study: Study, scale: Scale) -> dict[str, EvalSpec]:
+    """What is asked of a study's runs at a scale, by label.
+
+    Raises:
+        ConfigError: the scale changes an evaluation that is not there, or to what it refuses.
+    """
+    where = f"{_shown(STUDIES / f'{study.study}.yaml')}: scales.{scale}.evaluations"
+    changes = study.scales[scale].evaluations
+    for label in changes:
+        if label not in study.evaluations:
+            raise ConfigError(f"{where}: unknown evaluation {label!r}{suggest(label, study.evaluations)}")
+    found = {}
+    for label, evaluation in study.evaluations.items():
+        raw = evaluation.spec().model_dump(exclude_defaults=True)
+        change = changes.get(label, {})
+        options = {**raw.get("options", {}), **change.get("options", {})}
+        found[label] = parse(EvalSpec, {**raw, **change, "options": options}, f"{where}.{label}")
+    return found
 
 
 def points(study: Study, scale: Scale) -> Iterator[Point]:

@@ -12,6 +12,7 @@ import yaml
 from lowrank import files, study
 from lowrank.errors import ConfigError
 from lowrank.planning import make_plan
+from lowrank.spec import EvalSpec
 from lowrank.study import SCALES, Point, load_study, points, studies
 
 STUDY: dict[str, Any] = {
@@ -143,3 +144,26 @@ def test_an_unknown_study_is_named_with_the_nearest(write: Any) -> None:
 def test_every_committed_study_has_runs_at_every_scale(name: str, scale: Any) -> None:
     assert len(list(points(load_study(name), scale))) > 0
     assert files.REPOSITORY in study.STUDIES.parents
+
+
+def test_a_scale_may_change_the_size_of_an_evaluation(write: Any) -> None:
+    write("scales/smoke/evaluations", {"test": {"rows": 2, "batch_size": 4}})
+    found = study.evaluations(load_study("mine"), "smoke")
+    assert found == {"test": EvalSpec(rows=2, batch_size=4)}
+    (entry,) = make_plan("smoke", ["mine"])["evaluations"].values()
+    assert entry["spec"] == {"rows": 2, "batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tset": {"rows": 2}}, "unknown evaluation 'tset'; did you mean 'test'?"),
+        ({"test": {"rows": -1}}, "test: rows: -1 is out of range"),
+        ({"test": {"options": {"rank": 1}}}, "test: options: rank: unknown key 'rank'"),
+    ],
+)
+def test_a_change_of_an_evaluation_is_checked(write: Any, change: Any, message: str) -> None:
+    write("scales/smoke/evaluations", change)
+    with pytest.raises(ConfigError) as caught:
+        load_study("mine")
+    assert f"scales.smoke.evaluations{'.' if message.startswith('test') else ': '}{message}" in str(caught.value)

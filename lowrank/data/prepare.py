@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from lowrank.cards import DataCard, data_card, model_card, prepared_id, tokenizer_card
+from lowrank.cards import DataCard, ModelCard, data_card, model_card, prepared_id, tokenizer_card
 from lowrank.data.fetch import files_of
 from lowrank.data.image_writer import write_images
 from lowrank.data.questions import TOKENIZER, write_questions
@@ -64,6 +64,7 @@ def prepare(spec: DataSpec, model: str, downloads: Path, out: Path) -> Path:
     splits = split_rows(read(card, files_of(card, downloads)), spec)
     with replacing_folder(out) as folder:
         facts = {name: _write_split(name, rows, card, spec, tokenizer, folder) for name, rows in splits.items()}
+        _check_ids(facts, base)
         if card.task == "questions":
             shutil.copyfile(file, folder / TOKENIZER)
         manifest = {
@@ -115,8 +116,19 @@ def _write_split(
     if count < 2 and card.task != "questions":  # which nobody trains on, so that a split may be empty
         raise ConfigError(f"data {card.name!r}: split {name!r} has {count} rows; allowed: two or more")
     save_file(arrays, folder / f"{name}.safetensors")
-    longest = int(np.diff(arrays["offsets"]).max(initial=0))
-    return {"rows": count, "tokens": len(arrays["tokens"]), "longest": longest, **facts}
+    longest, highest = int(np.diff(arrays["offsets"]).max(initial=0)), int(arrays["tokens"].max(initial=0))
+    return {"rows": count, "tokens": len(arrays["tokens"]), "longest": longest, "highest_token": highest, **facts}
+
+
+def _check_ids(facts: dict[str, Any], model: ModelCard) -> None:
+    """Refuses a token that the model has no embedding for, which only a tokenizer with unused tokens can give."""
+    embeddings: Any = model.config["vocab_size"]
+    for name, split in facts.items():
+        if split["highest_token"] >= embeddings:
+            raise ConfigError(
+                f"model card {model.name!r}: split {name!r} holds token {split['highest_token']}; allowed: below "
+                f"{embeddings}, the vocab_size; so unused_tokens {model.unused_tokens} is wrong"
+            )
 
 
 def _examples(rows: list[Row], card: DataCard, spec: DataSpec, tokenizer: Tokenizer) -> tuple[Arrays, dict[str, Any]]:

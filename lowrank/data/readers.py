@@ -119,9 +119,9 @@ def file_names(card: DataCard) -> list[str]:
 
 
 def _split_of(name: str) -> str | None:
-    """`data/train-00000-of-00001.parquet` -> train; `topics.jsonl` -> None."""
-    first = re.split(r"[-_.]", PurePosixPath(name).name)[0]
-    return first if first in SPLITS else None
+    """`data/train-00000-of-00001.parquet`, `en/c4-train.00000-of-01024.json.gz` -> train; `topics.jsonl` -> None."""
+    begins = re.split(r"[-_.]", PurePosixPath(name).name)[:2]
+    return next((word for word in begins if word in SPLITS), None)
 
 
 def _text(card: DataCard, place: str, record: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ def load_tokenizer(file: Path, model: ModelCard, max_length: int) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     embeddings = model.config.get("vocab_size")
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    size = tokenizer.get_vocab_size(with_added_tokens=True) - model.unused_tokens
     if not isinstance(embeddings, int) or size > embeddings:
         raise ConfigError(
             f"{file}: the tokenizer has {size} tokens; allowed: up to {embeddings}, "

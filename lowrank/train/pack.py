@@ -194,6 +194,7 @@ def _manifest(pack: Pack, member: Member, loop: Loop, base: dict[str, Tensor] | 
             "best_val_loss": state.best_val_loss,
             "last_val_loss": evaluated[-1]["val_loss"] if evaluated and not diverged else None,
             "last_train_loss": state.history[-1].get("train_loss") if state.history else None,
+            "mean_train_loss": _mean([row.get("train_loss") for row in state.history]),
             "train_time_s": round(state.seconds, 3),
             "tokens": state.tokens,
             **sizes,
@@ -201,6 +202,12 @@ def _manifest(pack: Pack, member: Member, loop: Loop, base: dict[str, Tensor] | 
         },
         "provenance": {**provenance(), "threads": pack.threads},
     }
+
+
+def _mean(losses: list[float | None]) -> float | None:
+    """What the Hugging Face Trainer calls train_loss; None of a run that took no step or diverged."""
+    there = [loss for loss in losses if loss is not None]
+    return sum(there) / len(there) if there and len(there) == len(losses) else None
 
 
 def _summary(state: State) -> str:
