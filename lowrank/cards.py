@@ -85,7 +85,7 @@ class DataCard(_Card):
         # These came after the others, whose pins they leave alone.
         later = {"blank", "group", "image", "templates", "use", "split"}
         reading |= self.model_dump(mode="json", include=later, exclude_defaults=True)
-        return f"{_source_pin(self, self.source)}-{_digits(reading)}"
+        return f"{_source_pin(self, self.source)}-{_digest(reading, 8)}"
 
 
 class ModelCard(_Card):
@@ -170,8 +170,8 @@ def prepared_id(spec: DataSpec, model: ModelCard, data: DataCard) -> str:
 
 def prepared_from(model: ModelCard, data: DataCard) -> list[Card]:
     """The cards that preparing data reads: the model's, whose sizes apply, its tokenizer's, and the data's."""
-    needed: list[Card] = [data] if data.task == "image" else [model, tokenizer_card(model), data]
-    return list({card.name: card for card in needed}.values())
+    texts = {} if data.task == "image" else {card.name: card for card in (model, tokenizer_card(model))}
+    return [*texts.values(), data]
 
 
 def tokenizer_card(card: ModelCard) -> ModelCard:
@@ -204,7 +204,7 @@ def _model_pin(card: ModelCard, trail: tuple[str, ...]) -> str:
         own = _source_pin(card, card.source)
     if card.tokenizer is None:
         return f"{own}-{card.init}"
-    return f"{own}-{card.init}-{_digits(_model_pin(model_card(card.tokenizer), _longer(trail, card)))}"
+    return f"{own}-{card.init}-{_digest(_model_pin(model_card(card.tokenizer), _longer(trail, card)), 8)}"
 
 
 def _tokenizer_card(card: ModelCard, trail: tuple[str, ...]) -> ModelCard:
@@ -223,9 +223,9 @@ def _longer(trail: tuple[str, ...], card: ModelCard) -> tuple[str, ...]:
 
 def _source_pin(card: Card, source: Files) -> str:
     if isinstance(source, HubSource):
-        return f"{source.revision}-{_digits(source.files)}"
+        return f"{source.revision}-{_digest(source.files, 8)}"
     if isinstance(source, WheelSource):
-        return f"{source.sha256}-{_digits(sorted(source.members))}"
+        return f"{source.sha256}-{_digest(sorted(source.members), 8)}"
     if isinstance(source, UrlSource):  # where it lies may change, its bytes may not
         return _digest({name: file.checksum for name, file in source.files.items()})
     return _digest({name: stated or _local_sha256(card, source, name) for name, stated in source.files.items()})
@@ -244,9 +244,5 @@ def _local_sha256(card: Card, source: LocalSource, name: str) -> str:
     return sha256_file(file)
 
 
-def _digest(value: object) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def _digits(value: object) -> str:
-    return _digest(value)[:8]
+def _digest(value: object, digits: int = 64) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:digits]
