@@ -109,6 +109,8 @@ class TestRunId:
                 "validation_rows": None,
                 "test_rows": None,
                 "mask_fraction": 0.15,
+                "train_on_inputs": True,
+                "group_by_length": False,
             },
             "TrainSpec": {
                 "betas": (0.9, 0.999),
