@@ -15,10 +15,11 @@ import typer
 import yaml
 
 from lowrank import registry
-from lowrank.cards import card_names, data_card, model_card
+from lowrank.cards import card_names, data_card, model_card, run_spec
 from lowrank.cli import app
 from lowrank.errors import ConfigError, IntegrityError
 from lowrank.methods.part import HOOKS
+from lowrank.sources import TrainedSource
 from tests.doc_pages import OTHERS, PAGES, ROOT, anchors, blocks, inline, links, shown
 
 EXAMPLE_PART = "vera"
@@ -52,12 +53,24 @@ def test_every_card_is_named_with_its_licence() -> None:
         assert said is None or said in source or source == "the same wheel"
 
 
+def with_origins(name: str) -> list[str]:
+    """A card and, where the pipeline trains it, the cards that it is trained from."""
+    if name in card_names("data") or not isinstance(model_card(name).source, TrainedSource):
+        return [name]
+    run = run_spec(model_card(name))
+    return [name, *with_origins(run.model.card), run.data.card]
+
+
 def test_the_scales_of_cards_are_those_of_the_studies() -> None:
     used: dict[str, set[str]] = {}
     for path in (ROOT / "workflow" / "studies").glob("*.yaml"):
         for scale, record in yaml.safe_load(path.read_text())["scales"].items():
-            for section in ("model", "data"):
-                used.setdefault(record["base"][section]["card"], set()).add(scale)
+            named = [record["base"][section]["card"] for section in ("model", "data")]
+            for grid in (grid for grids in record["sweeps"].values() for grid in grids):
+                values = [grid.get("model.card", []), grid.get("data.card", [])]
+                named += [name for value in values for name in (value if isinstance(value, list) else [value])]
+            for card in (card for name in named for card in with_origins(name)):
+                used.setdefault(card, set()).add(scale)
     for row in rows("data.md", "Data and models")[2:]:
         assert row[4] == (", ".join(sorted(used.get(row[0].strip("`"), ()))) or "no study yet"), row[0]
 
