@@ -54,7 +54,7 @@ def page_digests() -> list[str]:
     """The code, templates and notebooks that pages are made of."""
     templates = PACKAGE / "report"
     notebooks = REPOSITORY / "workflow" / "notebooks"
-    files = [*templates.glob("*.html"), *templates.glob("*.css"), *notebooks.glob("*.ipynb")]
+    files = [*templates.glob("*.html"), *templates.glob("*.css"), *templates.glob("*.js"), *notebooks.glob("*.ipynb")]
     return [code_digest(["lowrank.report.page", "lowrank.report.show"]), files_digest(files)]
 
 

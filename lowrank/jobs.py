@@ -24,7 +24,8 @@ FORCED = WORK / "forced"
 """Marks that the workflow leaves at its start for runs that `--forcerun` names."""
 
 PREPARED = Path("resources/prepared")
-STUDIES = Path("results/studies")
+RESULTS = Path("results")
+STUDIES = RESULTS / "studies"
 REPORTS = Path("reports")
 
 
@@ -123,9 +124,9 @@ def page(plan: dict[str, Any], study: str) -> None:
 
 def index(plan: dict[str, Any]) -> None:
     """Renders the front page."""
-    from lowrank.report.page import render_index
+    from lowrank.report.site import render_index
 
-    render_index(list(plan["studies"]), STUDIES, REPORTS / "index.html", plan["scale"])
+    render_index(list(plan["studies"]), STUDIES, REPORTS / "index.html", plan["scale"], results=RESULTS)
 
 
 def partial(plan: dict[str, Any]) -> None:

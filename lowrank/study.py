@@ -77,6 +77,8 @@ class Study(Strict):
     """Axes along which runs are trained together; `chain` is the whole method, where many have few runs each."""
     evaluations: dict[Name, Evaluation]
     scales: dict[Scale, ScaleSpec]
+    key_figure: Name | None = None
+    """The figure that carries the message; the front page shows it."""
     tables: Any = None
     figures: Any = None
     claims: Any = None

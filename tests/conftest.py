@@ -15,6 +15,7 @@ os.environ |= {
 }
 
 from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -57,3 +58,11 @@ def pytest_make_collect_report(
     report = yield
     _fail_skip(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages of one made-up study, below a folder of its own."""
+    from tests.report_site import build_site
+
+    return build_site(tmp_path_factory.mktemp("site"))

@@ -1,10 +1,7 @@
 """Pages: whole, self-contained, honest about failures; and the rules that notebooks keep."""
 
 import ast
-import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import nbformat
@@ -12,32 +9,17 @@ import pytest
 
 from lowrank.errors import LowrankError
 from lowrank.files import REPOSITORY, read_yaml
-from lowrank.report.build import build_study
 from lowrank.report.html import rows_fragment
 from lowrank.report.inline import inline_svg
-from lowrank.report.page import NOTEBOOKS, render_index, render_study
-from lowrank.report.views import parse_views
+from lowrank.report.page import NOTEBOOKS, render_study
 from lowrank.study import STUDIES
-from tests.report_runs import make_runs, write_runs
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    root = tmp_path_factory.mktemp("site")
-    folder = root / "results" / "studies" / "lr_ratio"
-    csv = write_runs(make_runs(pairs={8: (8, 32), 128: (128,)}, long=False), folder, root / "runs")
-    views = parse_views(read_yaml(STUDIES / "lr_ratio.yaml"), "lr_ratio")
-    build_study("lr_ratio", views, csv, folder, "laptop", runs=root / "runs")
-    render_study("lr_ratio", folder, root / "reports" / "lr_ratio.html", "laptop", runs=root / "runs")
-    render_index(["lr_ratio"], folder.parent, root / "reports" / "index.html", "laptop")
-    return root
-
-
 def pages(site):
-    return [site / "reports" / name for name in ("lr_ratio.html", "index.html")]
+    runs = sorted((site / "reports" / "runs" / "lr_ratio").glob("*.html"))
+    return [site / "reports" / "lr_ratio.html", site / "reports" / "index.html", runs[0], runs[-1]]
 
 
 class Page(HTMLParser):
@@ -84,7 +66,9 @@ def test_pages_ask_the_network_for_nothing(site):
     for path in pages(site):
         text = path.read_text()
         page = Page(text)
-        assert "<script" not in text
+        assert re.findall(r"<script[^>]*>", text) == ["<script>"]  # the page's own, and nothing that it fetches
+        assert "fetch(" not in text
+        assert "default-src 'none'" in text
         assert "@import" not in text
         assert not re.search(r"url\((?!#)", text)
         loading = [found for tag, found in page.tags if tag in ("img", "link", "iframe", "object", "source")]
@@ -102,13 +86,6 @@ def test_page_shows_question_verdicts_figures_and_commands(site):
     assert "not comparable" in text
     assert str(REPOSITORY) not in text
     assert text.count('<details class="code">') <= 10
-
-
-def test_index_counts_verdicts(site):
-    text = (site / "reports" / "index.html").read_text()
-    counts = json.loads((site / "results/studies/lr_ratio/claims.json").read_text())["counts"]
-    for verdict, number in counts.items():
-        assert (f">{verdict}</span> {number}</li>" in text) == (number > 0)
 
 
 def test_a_failed_cell_leaves_no_page(tmp_path):
@@ -154,27 +131,3 @@ def test_inline_figures_share_no_id_and_follow_the_theme():
     assert "var(--ink)" in found
     assert 'aria-label="x &quot;y&quot;"' in found
     assert "<svg viewBox" in found
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("width", [375, 1280])
-def test_no_page_scrolls_sideways(site, tmp_path, width):
-    assert CHROMIUM, "no Chromium here: install chromium, or leave out the tests marked browser"
-    for path in pages(site):
-        frame = tmp_path / "frame.html"
-        script = "onload=()=>{document.title='wide '+f.contentDocument.documentElement.scrollWidth}"
-        frame.write_text(
-            f'<iframe id="f" src="{path.as_uri()}" style="width:{width}px;height:800px;border:0"></iframe>'
-            f"<script>{script}</script>"
-        )
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom"]
-        command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        command += [
-            "--allow-file-access-from-files",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1600,900",
-        ]
-        done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, check=True, timeout=120)
-        found = re.search(r"<title>wide (\d+)</title>", done.stdout)
-        assert found, done.stdout[-500:]
-        assert int(found[1]) <= width, path.name

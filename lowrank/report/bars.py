@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lowrank.report.columns import PLAIN
 from lowrank.report.context import Context, figure
 from lowrank.report.frame import groups, need_columns, plain, select
-from lowrank.report.html import heading
 from lowrank.report.kinds import Bars
 from lowrank.report.style import INK, MUTED, PAPER, SERIES, SETTINGS, Look, in_order, looks
 from lowrank.report.text import number
@@ -95,7 +95,7 @@ def _stacked(axes: Axes, view: Bars, rows: pd.DataFrame, y: float) -> None:
     for column, colour in zip(view.stack, SERIES, strict=False):
         value = plain(rows[column].iloc[0])
         if value is None:
-            _beside(axes, left, y, f"{heading(column)} not counted", MUTED)
+            _beside(axes, left, y, f"{PLAIN.heading(column)} not counted", MUTED)
             return
         axes.barh(y, value / view.unit, left=left, height=0.8, color=colour, edgecolor=PAPER, linewidth=0.8,
                   gid=f"part {column}")  # fmt: skip
@@ -115,7 +115,7 @@ def _room(axes: Axes, view: Bars) -> None:
 
 
 def _legend(axes: Axes, view: Bars, drawn: list[Look]) -> None:
-    named = [(heading(column), colour) for column, colour in zip(view.stack, SERIES, strict=False)]
+    named = [(PLAIN.heading(column), colour) for column, colour in zip(view.stack, SERIES, strict=False)]
     named = named or [(look.label, look.colour) for look in drawn]
     if named:
         handles = [axes.barh([0], [0], color=colour) for _, colour in named]

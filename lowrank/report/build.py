@@ -67,7 +67,7 @@ def build_study(
     for name, view in views.tables.items():
         frame = context.table(name)
         write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
-        write_text(out / f"{name}.html", table_fragment(frame, view))
+        write_text(out / f"{name}.html", table_fragment(frame, view, views.columns()))
         if isinstance(view, Summary) and view.results_json:
             write_results(context.runs, view.by, runs, out)
     for name in views.figures:
@@ -94,5 +94,20 @@ def verdicts(context: Context) -> dict[str, Any]:
         | {name: int(number) for name, number in context.runs["status"].value_counts().items()},
         "artefacts": {artefact.id: artefact.title for artefact in context.ledger.artefacts},
         "counts": {verdict: counts[verdict] for verdict in VERDICTS},
+        "shares": {verdict: counts[verdict] / len(entries) if entries else None for verdict in VERDICTS},
+        "cost": cost(context),
         "entries": entries,
     }
+
+
+def cost(context: Context) -> dict[str, Any]:
+    """What the runs took, as they recorded it: seconds of training, bytes on disk, machines and commits."""
+    runs = context.runs
+    seconds = float(runs["train_time_s"].sum()) if "train_time_s" in runs else 0.0
+    folders = [context.run_folders / str(run) for run in runs["run"]]
+    files = [path for folder in folders if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
+    distinct = {
+        f"{column}s": sorted(map(str, runs[column].dropna().unique())) if column in runs else []
+        for column in ("device", "commit")
+    }
+    return {"train_time_s": seconds, "disk_bytes": sum(path.stat().st_size for path in files), **distinct}

@@ -11,7 +11,7 @@ import pandas as pd
 from lowrank.errors import IntegrityError
 from lowrank.files import write_json
 from lowrank.report.frame import groups
-from lowrank.report.text import number
+from lowrank.report.text import rate
 
 RESULT_KEYS = ("best_val_loss", "test_acc", "train_losses", "val_losses")
 
@@ -37,9 +37,7 @@ def write_results(runs: pd.DataFrame, by: tuple[str, ...], run_folders: Path, ou
     names = []
     for values, rows in groups(runs[runs["status"] == "ok"], keys):
         words = [
-            f"{key}{number(value)}" if key != "arm" else str(value)
-            for key, value in values.items()
-            if value is not None
+            f"{key}{rate(value)}" if key != "arm" else str(value) for key, value in values.items() if value is not None
         ]
         name = f"results_{'-'.join(word.removeprefix('budget') for word in words)}.json"
         results = {repr(float(row["lr"])): _result(row, run_folders) for _, row in rows.sort_values("lr").iterrows()}

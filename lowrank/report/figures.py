@@ -18,6 +18,9 @@ from lowrank.report.kinds import Lines
 from lowrank.report.style import INK, MUTED, PAPER, SETTINGS, Look, in_order, looks
 from lowrank.report.text import number, rate
 
+Reference = tuple[float, Look]
+"""The height of a dashed line, and its name."""
+
 SIZE = (5.6, 4.0)
 """Inches; read at full width on a phone, two beside each other on a page."""
 
@@ -41,13 +44,13 @@ def lines(context: Context, name: str) -> Figure:
         drawing = Figure(figsize=SIZE, layout="constrained")
         axes = drawing.add_subplot()
         _scales(axes, view, table.drop(reference.index), reference)
-        _guides(axes, view, reference, context.views.titles)
+        references = _guides(axes, view, reference, context.views.titles)
         ends = []
         for index, ((_, rows), look) in enumerate(zip(parts, looks([keys for keys, _ in parts], context.views.titles))):
             shift = (index - (len(parts) - 1) / 2) * view.dodge
             transform = axes.transData + ScaledTranslation(shift / 72, 0, drawing.dpi_scale_trans)
             ends.append((_series(axes, view, rows.sort_values(view.x), look, transform), look))
-        _name_series(axes, view, [(end, look) for end, look in ends if end is not None])
+        _name_series(axes, view, [(end, look) for end, look in ends if end is not None], references)
     return drawing
 
 
@@ -85,7 +88,9 @@ def padded(values: list[float], log: bool) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _guides(axes: Axes, view: Lines, reference: pd.DataFrame, titles: Mapping[str, str]) -> None:
+def _guides(axes: Axes, view: Lines, reference: pd.DataFrame, titles: Mapping[str, str]) -> list[Reference]:
+    """Thin lines at the values the document names; dashed ones at the reference rows, which are returned."""
+    found: list[Reference] = []
     for guide in view.guides:
         axes.axhline(guide, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
     if view.guides:
@@ -94,8 +99,8 @@ def _guides(axes: Axes, view: Lines, reference: pd.DataFrame, titles: Mapping[st
     for _, row in reference[reference[view.y].notna()].iterrows():
         axes.axhline(row[view.y], color=INK, linewidth=1.4, linestyle="--", gid="reference")
         label = f"{titles.get(row['arm'], row['arm'])} {row[view.y]:.4g}"
-        axes.annotate(label, (1, row[view.y]), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                      textcoords="offset points", ha="right", fontsize="small", color=INK)  # fmt: skip
+        found.append((float(row[view.y]), Look(label, INK, "", "--")))
+    return found
 
 
 def _series(
@@ -137,22 +142,27 @@ def _flag(rows: pd.DataFrame, column: str, values: tuple[str, ...]) -> pd.Series
     return rows[column].isin(values) if column in rows else pd.Series(False, index=rows.index)
 
 
-def _name_series(axes: Axes, view: Lines, ends: list[tuple[tuple[float, float], Look]]) -> None:
-    """Names at the lines' ends where all but one end at the same x, else a legend above the axes."""
-    right = max((x for (x, _), _ in ends), default=0.0)
-    if sum(end[0] < right for end, _ in ends) > 1 or (ends and view.dodge):
-        legend(axes, [look for _, look in ends])
-    else:
-        name_ends(axes, ends)
+def _name_series(
+    axes: Axes, view: Lines, ends: list[tuple[tuple[float, float], Look]], references: list[Reference]
+) -> None:
+    """Names at the lines' ends where all end at the same x, else a legend above the axes: no name covers a line."""
+    if len({x for (x, _), _ in ends}) > 1 or (ends and view.dodge):
+        legend(axes, [look for _, look in ends] + [look for _, look in references])
+        return
+    name_ends(axes, ends)
+    for y, look in references:
+        axes.annotate(look.label, (1, y), xycoords=("axes fraction", "data"), xytext=(0, 3), ha="right",
+                      textcoords="offset points", fontsize="small", color=INK)  # fmt: skip
 
 
 def legend(axes: Axes, named: list[Look]) -> None:
-    """A legend above the axes."""
+    """A legend above the axes, in one row where four fit."""
     handles = [
         axes.plot([], [], linestyle=look.dash, marker=look.marker, color=look.colour, markersize=6)[0] for look in named
     ]
-    axes.legend(handles, [look.label for look in named], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3,
-                fontsize="small", handlelength=1.8, columnspacing=1.2)  # fmt: skip
+    axes.legend(handles, [look.label for look in named], loc="lower center", bbox_to_anchor=(0.5, 1.0),
+                ncols=len(named) if len(named) < 5 else 3, fontsize="small", handlelength=1.8,
+                columnspacing=1.2)  # fmt: skip
 
 
 def name_ends(axes: Axes, ends: list[tuple[tuple[float, float], Look]]) -> None:

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from lowrank.report.columns import PLAIN, Columns
 from lowrank.report.kinds import TableView
-from lowrank.report.text import number, rate
+from lowrank.report.text import number, rate, size
 
-HEADINGS = {
-    "arm": "method",
-    "lr": "learning rate",
-    "alpha_over_rank": "α/r",
-    "budget": "training",
-    "best_lr": "best LR",
-    "tied_lr": "tied LRs",
-    "runner_up_lr": "runner-up LR",
-    "best_lr_by_seed": "best LR by seed",
-    "best_val_loss": "best validation loss",
-    "test_accuracy": "test accuracy",
-    "gap": "runner-up is worse by",
-    "ratio": "ratio to full",
-    "ratios": "ratios within ties",
-    "weight_norm_mean": "mean weight norm",
-    "delta_norm_mean": "mean update norm",
-    "stated_ratio": "ratio in fig. 3",
-    "runs_ok": "runs finished",
-}
+Last = tuple[str, Sequence[str]]
+"""A heading, and a piece of HTML for each row."""
+
+HERE = Path(__file__).parent
 
 WIDE = ("cause", "note")
 """Columns of sentences; they wrap."""
@@ -40,38 +28,62 @@ def escape(value: object) -> str:
     return html.escape(str(value))
 
 
-def table_fragment(frame: pd.DataFrame, view: TableView) -> str:
+def table_fragment(
+    frame: pd.DataFrame, view: TableView, columns: Columns, *, name: str = "", last: Last | None = None
+) -> str:
     """A table as HTML: the columns of `view.show`, an interval beside its mean, its note below.
 
     Args:
         frame: the table.
         view: title, note and columns.
+        columns: names and meanings.
+        name: where it is given, the rows have the ids `<name>-0`, `<name>-1`, ... to be linked to.
+        last: a last column of HTML, such as links to the runs behind each row.
     """
-    names = [str(name) for name in frame.columns]
-    columns = list(view.show) or [name for name in names if not _bound_of(name, names)]
-    return rows_fragment(frame.to_dict("records"), columns, caption=view.title, note=view.note)
+    names = [str(column) for column in frame.columns]
+    shown = list(view.show) or [column for column in names if not _bound_of(column, names)]
+    rows = frame.to_dict("records")
+    return rows_fragment(rows, shown, columns=columns, caption=view.title, note=view.note, name=name, last=last)
 
 
-def rows_fragment(rows: Iterable[Mapping[Any, Any]], columns: list[str], *, caption: str, note: str = "") -> str:
-    """Rows of plain values as an HTML table."""
-    head = "".join(f'<th scope="col">{escape(heading(column))}</th>' for column in columns)
-    body = "".join(f"<tr>{''.join(_cell(row, column) for column in columns)}</tr>\n" for row in rows)
+def rows_fragment(
+    rows: Sequence[Mapping[Any, Any]],
+    shown: list[str],
+    *,
+    caption: str,
+    columns: Columns = PLAIN,
+    note: str = "",
+    name: str = "",
+    last: Last | None = None,
+) -> str:
+    """Rows of plain values as an HTML table, which the page's script lets a reader sort."""
+    head = "".join(_head(column, columns) for column in shown)
+    head += f'<th scope="col" data-fixed>{escape(last[0])}</th>' if last is not None else ""
+    body = ""
+    for index, row in enumerate(rows):
+        cells = "".join(_cell(row, column, columns) for column in shown)
+        cells += f'<td class="links">{last[1][index]}</td>' if last is not None else ""
+        body += f'<tr id="{escape(name)}-{index}">{cells}</tr>\n' if name else f"<tr>{cells}</tr>\n"
     below = f'<p class="note">{escape(note)}</p>' if note else ""
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>{below}\n"
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="sortable">'
+        f"<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+        f"{below}\n"
     )
 
 
-def heading(column: str) -> str:
-    """A column's name for a reader."""
-    return HEADINGS.get(column, column.replace("_", " "))
+def _head(column: str, columns: Columns) -> str:
+    definition = columns.definition(column)
+    told = f' title="{escape(definition)}"' if definition else ""
+    return f'<th scope="col"{told}>{escape(columns.heading(column))}</th>'
 
 
 def cell_text(column: str, value: Any) -> str:
     """A value as its column shows it; a dash where there is none."""
     if isinstance(value, str):
         return value or "–"
+    if column.endswith("_bytes"):
+        return size(value)
     return rate(value) if column == "lr" or column.endswith("_lr") else number(value)
 
 
@@ -84,13 +96,31 @@ def _bound_of(name: str, names: list[str]) -> bool:
     return any(name.endswith(end) and name.removesuffix(end) in names for end in ("_low", "_high"))
 
 
-def _cell(row: Mapping[Any, Any], column: str) -> str:
-    value = row[column]
+def _cell(row: Mapping[Any, Any], column: str, columns: Columns) -> str:
+    value = columns.value(column, row[column])
     if column in ("verdict", "agrees_with_itself") and value:
         return f"<td>{badge(str(value))}</td>"
     text = escape(cell_text(column, value))
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
     if low is not None and high is not None and not (pd.isna(low) and pd.isna(high)):
         text += f" <small>[{escape(cell_text(column, low))}, {escape(cell_text(column, high))}]</small>"
-    kind = "wide" if column in WIDE else "number" if not isinstance(value, str) else "text"
-    return f'<td class="{kind}">{text}</td>'
+    if isinstance(value, str):
+        return f'<td class="{"wide" if column in WIDE else "text"}">{text}</td>'
+    exact = "" if value is None or pd.isna(value) else f' data-value="{value}"'
+    return f'<td class="{"wide" if column in WIDE else "number"}"{exact}>{text}</td>'
+
+
+@functools.cache
+def template(name: str) -> Any:
+    """A template of this folder, with the style and the script that every page carries."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {key: (HERE / f"page.{key}").read_text(encoding="utf-8") for key in ("css", "js")}
+    return environment.get_template(f"{name}.html")

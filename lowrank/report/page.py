@@ -1,22 +1,21 @@
-"""Pages that stand alone: a notebook executed and dressed, and the index of all studies."""
+"""A study's page, which stands alone: its notebook executed and dressed, and a page for each of its runs."""
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from lowrank.errors import LowrankError
 from lowrank.files import REPOSITORY, read_json, read_yaml, write_text
-from lowrank.report.html import badge
-from lowrank.report.inline import inline_svg
+from lowrank.report.frame import read_runs
+from lowrank.report.html import escape, template
 from lowrank.report.ledger import REPORTED
-from lowrank.report.verdicts import VERDICTS
+from lowrank.report.run_page import render_runs
+from lowrank.report.views import parse_views
 
 NOTEBOOKS = REPOSITORY / "workflow" / "notebooks"
 STUDY_FILES = REPOSITORY / "workflow" / "studies"
-HERE = Path(__file__).parent
 
 
 def render_study(
@@ -57,36 +56,30 @@ def render_study(
     }
     executed = _execute(notebook or NOTEBOOKS / f"{study}.ipynb", parameters)
     raw = read_yaml(study_file)
-    page = _template("page").render(
+    cells = _cells(executed)
+    cells += _tables_left_out(cells, parameters)
+    page = template("page").render(
         title=raw["title"], document=raw.get("document", ""), source=raw.get("source", ""), study=study, scale=scale,
-        css=_css(), cells=_cells(executed), index="index.html"
+        cells=cells, index="index.html"
     )  # fmt: skip
     write_text(out, page)
+    columns = parse_views(raw, study).columns()
+    rows = read_runs(folder / "runs.csv").to_dict("records")
+    render_runs(study, raw["title"], rows, runs, out.parent / "runs" / study, scale, columns)
 
 
-def render_index(studies: list[str], folder: Path, out: Path, scale: str, *, study_files: Path = STUDY_FILES) -> None:
-    """Writes the front page: each study's question, first figure and verdicts.
+def _tables_left_out(cells: list[dict[str, str]], parameters: dict[str, str]) -> list[dict[str, str]]:
+    """The tables that verdicts rest on and the notebook does not show; a link to one must lead somewhere."""
+    text = "".join(cell["html"] for cell in cells)
+    record = read_json(Path(parameters["folder"]) / "claims.json")
+    wanted = {entry["table"] for entry in record["entries"] if entry["table"] is not None}
+    absent = [name for name in sorted(wanted) if f'id="t-{name}"' not in text]
+    if not absent:
+        return []
+    from lowrank.report.show import Report
 
-    Args:
-        studies: names, in order.
-        folder: holds one folder of results per study.
-        out: the page.
-        scale: smoke, laptop or paper.
-        study_files: where the studies' YAML lies.
-    """
-    cards = []
-    for study in studies:
-        raw = read_yaml(study_files / f"{study}.yaml")
-        record = read_json(folder / study / "claims.json")
-        figures = list((raw.get("figures") or {}).items())
-        drawing = ""
-        if figures:
-            name, view = figures[0]
-            text = (folder / study / f"{name}.svg").read_text(encoding="utf-8")
-            drawing = inline_svg(text, f"{study}-{name}", view["title"])
-        counts = [(badge(verdict), record["counts"][verdict]) for verdict in VERDICTS if record["counts"][verdict]]
-        cards.append({"study": study, "raw": raw, "drawing": drawing, "counts": counts, "runs": record["runs"]})
-    write_text(out, _template("index").render(cards=cards, scale=scale, css=_css()))
+    shown = Report(**parameters).tables(*absent)
+    return [{"kind": "prose", "html": f"<h2>Further tables</h2>{shown._repr_html_()}"}]
 
 
 def _execute(notebook: Path, parameters: dict[str, str]) -> Any:
@@ -129,27 +122,7 @@ def _cells(executed: Any) -> list[dict[str, str]]:
 
 
 def _output(output: Any) -> str:
-    from lowrank.report.html import escape
-
     if output.output_type == "stream":
         return f"<pre>{escape(output.text)}</pre>"
     data = output.get("data", {})
     return str(data["text/html"]) if "text/html" in data else f"<pre>{escape(data.get('text/plain', ''))}</pre>"
-
-
-@functools.cache
-def _template(name: str) -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(f"{name}.html")
-
-
-def _css() -> str:
-    return (HERE / "page.css").read_text(encoding="utf-8")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank.files import read_json, read_yaml
 from lowrank.report import style
 from lowrank.report.build import RUNS, open_study
-from lowrank.report.html import badge, escape, rows_fragment, table_fragment
+from lowrank.report.html import Last, badge, escape, rows_fragment, table_fragment
 from lowrank.report.inline import inline_svg
 from lowrank.report.ledger import REPORTED
+from lowrank.report.run_page import run_link
 from lowrank.report.verdicts import VERDICTS, published
 from lowrank.report.views import parse_views
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Html:
@@ -93,7 +97,11 @@ class Report:
         for artefact, title in self.record["artefacts"].items():
             entries = [entry for entry in self.record["entries"] if entry["artefact"] == artefact and entry["cell"]]
             if entries:
-                parts.append(self._fold(f"{artefact}: {title}", len(entries), self._number_table(title, entries)))
+                parts.append(
+                    self._fold(
+                        f"{artefact}: {title}", len(entries), self._number_table(title, entries), f"n-{artefact}"
+                    )
+                )
         return Html("".join(parts))
 
     def again(self) -> Html:
@@ -146,29 +154,35 @@ class Report:
         )
 
     def _table(self, name: str) -> str:
-        frame, view = self.context.table(name), self.context.views.tables[name]
-        body = table_fragment(frame, view) + f"<p>{_download(self.folder / f'{name}.csv')}</p>"
-        return self._fold(view.title, len(frame), body)
+        frame, view, views = self.context.table(name), self.context.views.tables[name], self.context.views
+        fragment = table_fragment(frame, view, views.columns(), name=f"t-{name}", last=self._run_links(name))
+        body = f"{fragment}<p>{_download(self.folder / f'{name}.csv')}</p>"
+        return self._fold(view.title, len(frame), body, f"t-{name}")
 
-    def _fold(self, title: str, rows: int, body: str) -> str:
-        return f"<details><summary>{escape(title)} <small>{rows} rows</small></summary>{body}</details>\n"
+    def _run_links(self, name: str) -> Last | None:
+        """For each row of a table, links to the runs behind it, named by seed."""
+        study, frame = self.context.study, self.context.table(name)
+        if "run" in frame:
+            return "run", [run_link(study, str(run), "run") for run in frame["run"]]
+        cells = self.context.cells(name)
+        if cells is None:
+            return None
+        return "runs by seed", [" ".join(run_link(study, *pair) for pair in _runs_by_seed(runs)) for _, runs in cells]
+
+    def _fold(self, title: str, rows: int, body: str, name: str) -> str:
+        head = f"<summary>{escape(title)} <small>{rows} rows</small></summary>"
+        return f'<details id="{escape(name)}">{head}{body}</details>\n'
 
     def _number_table(self, title: str, entries: Sequence[dict[str, Any]]) -> str:
         rows = [
-            {
-                "id": entry["id"],
-                "line": entry["line"],
-                "published": published(entry["published"], entry["reading"]),
-                "ours": entry["ours"],
-                "verdict": entry["verdict"],
-                "cause": entry["cause"],
-                "note": entry["note"],
-            }
+            {name: entry[name] for name in ("id", "line", "ours", "ours_low", "ours_high", "verdict", "cause", "note")}
+            | {"published": published(entry["published"], entry["reading"])}
             for entry in entries
         ]
-        columns = ["id", "line", "published", "ours", "verdict", "cause"]
-        columns += ["note"] if any(row["note"] for row in rows) else []
-        return rows_fragment(rows, columns, caption=title)
+        shown = ["id", "line", "published", "ours", "verdict", "cause"]
+        shown += ["note"] if any(row["note"] for row in rows) else []
+        last = ("in our", [_where(entry) for entry in entries])
+        return rows_fragment(rows, shown, caption=title, columns=self.context.views.columns(), last=last)
 
     def _claim(self, entry: dict[str, Any]) -> str:
         evidence = "".join(f"<li>{escape(line)}</li>" for line in entry["evidence"])
@@ -181,9 +195,22 @@ class Report:
         )
         return (
             f'<li id="{escape(entry["id"])}"><p class="claim"><span class="id">{escape(entry["id"])}</span> '
-            f"<q>{escape(entry['published'])}</q> <small>line {entry['line']}</small></p>"
+            f"<q>{escape(entry['published'])}</q> <small>line {entry['line']}{_where(entry, ' · ')}</small></p>"
             f'<p class="finding">{badge(entry["verdict"])} {escape(entry["cause"])}</p>{itself}{shown}</li>'
         )
+
+
+def _runs_by_seed(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    ordered = runs.sort_values("seed")
+    return [(str(run), str(seed)) for run, seed in zip(ordered["run"], ordered["seed"], strict=True)]
+
+
+def _where(entry: dict[str, Any], before: str = "") -> str:
+    """A link to the table that an entry rests on, or to its row there."""
+    if entry["table"] is None:
+        return ""
+    anchor = f"t-{entry['table']}" + ("" if entry["row"] is None else f"-{entry['row']}")
+    return f'{before}<a href="#{escape(anchor)}">{"table" if entry["row"] is None else "row"}</a>'
 
 
 def _download(path: Path) -> str:

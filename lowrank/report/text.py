@@ -16,11 +16,28 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     size = abs(value)
-    if size == 0 or (float(value).is_integer() and size < 1e7):
-        return str(int(value))
+    if size == 0 or (float(value).is_integer() and size < 1e15):
+        return f"{int(value):,}" if size >= 10_000 else str(int(value))
     if size < 1e-4 or size >= 1e7:
         return rate(value)
     return f"{value:.4f}" if size < 1 else f"{value:.3g}" if size < 100 else f"{value:.1f}"
+
+
+def size(value: Any) -> str:
+    """Bytes: 267824136 -> 255.4 MiB; a dash where there is no value."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    steps = [unit for unit in range(4) if abs(value) >= 1024**unit] or [0]
+    unit = steps[-1]
+    return f"{value / 1024**unit:.{1 if unit else 0}f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a reader: 42 s, 3 min 20 s, 5 h 12 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def rate(value: Any) -> str:

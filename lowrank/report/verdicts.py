@@ -29,10 +29,25 @@ class Finding:
 def decide(context: Context, artefact: Artefact, entry: Entry) -> dict[str, Any]:
     """The record of one published number: what the document says, what we have, and the verdict."""
     ours, found = _claim(context, entry) if entry.claim else _cell(context, entry)
+    place = _place(context, entry)
     record: dict[str, Any] = {"id": entry.id, "artefact": artefact.id, "line": entry.line, "kind": entry.kind}
     record |= {"published": entry.value, "reading": entry.reading, "note": entry.note, "ours": ours}
     record |= {"cell": entry.cell.model_dump() if entry.cell else None, "claim": entry.claim}
+    record |= place
     return record | {"verdict": found.verdict, "cause": found.cause, "evidence": list(found.evidence)}
+
+
+def _place(context: Context, entry: Entry) -> dict[str, Any]:
+    """The table that an entry rests on; for a cell, its row there (counted from 0) and its interval."""
+    if entry.cell is None:
+        table = getattr(context.views.claims[str(entry.claim)], "table", None)
+        return {"table": table, "row": None, "ours_low": None, "ours_high": None}
+    row = find_row(context.table(entry.cell.table), entry.cell)
+    ends = {
+        f"ours_{end}": plain(row.get(f"{entry.cell.column}_{end}")) if row is not None else None
+        for end in ("low", "high")
+    }
+    return {"table": entry.cell.table, "row": None if row is None else int(str(row.name)), **ends}
 
 
 def published(entry_value: Any, reading: float) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from lowrank.errors import ConfigError
+from lowrank.report.columns import Columns
 from lowrank.report.kinds import ClaimView, Course, Curves, FigureView, Optima, OptimaClaim, TableView
 from lowrank.strict import Name, Strict, parse, suggest
 
@@ -23,6 +24,11 @@ class Views(Strict):
     """Arm -> its name for a reader."""
     evaluations: dict[str, Any] = {}
     """Label -> what is asked, as the study says it."""
+
+    def columns(self) -> Columns:
+        """Names and meanings of the study's columns."""
+        asked = {label: str(entry.get("protocol", "score")) for label, entry in self.evaluations.items()}
+        return Columns(self.titles, asked)
 
     def outputs(self) -> list[str]:
         """Every file that `build_study` always writes, besides `runs.csv`."""
@@ -63,6 +69,9 @@ def parse_views(raw: Mapping[str, Any], where: str) -> Views:
         if asked is not None and asked not in views.evaluations:
             known = suggest(asked, views.evaluations)
             raise ConfigError(f"{where}: tables.{name}: evaluation: unknown evaluation {asked!r}{known}")
+    shown = raw.get("key_figure")
+    if shown is not None and shown not in figures:
+        raise ConfigError(f"{where}: key_figure: unknown figure {shown!r}{suggest(shown, figures)}")
     for index, (name, view) in enumerate(tables.items()):
         for table in view.reads():
             before = list(tables)[:index]

@@ -34,6 +34,7 @@ for study, entry in PLAN["studies"].items():
                 category=study,
                 labels={"what": "page", "name": study},
             ),
+            directory(f"reports/runs/{study}"),
         log:
             f"logs/pages/{study}.log",
         conda:
@@ -60,6 +61,9 @@ rule index:
         [f"reports/{study}.html" for study in PLAN["studies"]],
     output:
         "reports/index.html",
+        "results/runs.csv",
+        "results/claims.json",
+        "results/references.bib",
     log:
         "logs/pages/index.log",
     conda:
