@@ -17,8 +17,7 @@ from lowrank.spec import DataSpec, EvalSpec, RunSpec
 from lowrank.strict import parse, suggest
 
 if TYPE_CHECKING:
-    from lowrank.train.loop import Loop
-    from lowrank.train.pack import Member
+    from lowrank.train.together import Member, Trained
 
 FORCED = WORK / "forced"
 """Marks that the workflow leaves at its start for runs that `--forcerun` names."""
@@ -72,10 +71,11 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
         threads=threads,
     )
 
-    def after(member: Member, loop: Loop, folder: Path) -> None:
+    def after(member: Member, trained: Trained, folder: Path) -> None:
         poll = functools.partial(stop.check, f"{member.run} is trained; scoring it starts again")
         codes = {name: _scoring_code(plan, entry, name) for name in scored_here}
-        score_in_training(loop.model, loop.chain, member.spec, scored_here, codes, folder, poll, loop.state.cause)
+        cause = trained.state.cause
+        score_in_training(trained.model, trained.chain, member.spec, scored_here, codes, folder, poll, cause)
 
     for run in entry["members"]:
         if (FORCED / run).exists():  # the mark goes at once, so that a retry goes on from its checkpoint
@@ -138,7 +138,7 @@ def partial(plan: dict[str, Any]) -> None:
 
 
 def _member(plan: dict[str, Any], run: str) -> Member:
-    from lowrank.train.pack import Member
+    from lowrank.train.together import Member
 
     entry = plan["runs"][run]
     spec = parse(RunSpec, entry["spec"], f"plan: {run}")

@@ -96,7 +96,8 @@ def test_a_resumed_run_has_the_rows_of_one_that_was_not_stopped(step: int) -> No
 
 def test_what_is_seen_after_a_loss_that_is_not_finite_is_dropped() -> None:
     state = State(observed={"ranks": [{"step": 1}, {"step": 2}, {"step": 3}]})
-    Watch({}, torch.nn.Linear(1, 1)).forget(2, state)
+    state.history = [{"step": 1}, {"step": 2}, {"step": 3}]
+    state.record([0.1, float("nan"), 0.1])
     assert state.observed == {"ranks": [{"step": 1}]}
 
 

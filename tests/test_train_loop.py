@@ -84,9 +84,9 @@ def test_every_row_of_an_epoch_is_trained_on_once(here: Path) -> None:
     loop = make_loop(run_spec("lora"))  # 40 rows in batches of 16
     assert (loop.steps_per_epoch, loop.total_steps) == (3, 6)
     for epoch in range(2):
-        rows = [len(b["labels"]) for step in range(3) for b in loop.micro_batches(3 * epoch + step)]
+        rows = [len(b["labels"]) for step in range(3) for b in loop.gather(3 * epoch + step)[0]]
         assert rows == [16, 16, 8]
-    seen = torch.cat([b["input_ids"].sum(1) for step in range(3) for b in loop.micro_batches(step)])
+    seen = torch.cat([b["input_ids"].sum(1) for step in range(3) for b in loop.gather(step)[0]])
     (everything,) = loop.batches.micro_batches(torch.arange(40), 40)
     assert sorted(seen.tolist()) == sorted(everything["input_ids"].sum(1).tolist())
 

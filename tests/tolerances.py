@@ -35,7 +35,9 @@ PEER_GRADIENT = Tolerance(
     1e-4, 1e-6, "as PEER_FORWARD, through one more product, and summed over all tokens of a batch"
 )
 
-PACK_20_STEPS = Tolerance(1e-6, 1e-6, "losses of a member in a pack and alone: batched products round differently")
+PACK_20_STEPS = Tolerance(
+    1e-6, 1e-6, "losses, scores and weights of a member in a stack and alone: batched products round differently"
+)
 
 PACK_50_STEPS = Tolerance(1e-5, 1e-5, "as PACK_20_STEPS; each step feeds its rounding into the next")
 

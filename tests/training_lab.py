@@ -23,14 +23,20 @@ DATA = DataSpec(card="smoke_topics", max_length=16, train_rows=40, validation_ro
 
 
 def run_spec(
-    chain: Any = "lora", *, seed: int = 0, data: dict[str, Any] | None = None, dtype: str = "float32", **train: Any
+    chain: Any = "lora",
+    *,
+    seed: int = 0,
+    data: dict[str, Any] | None = None,
+    dtype: str = "float32",
+    dropout: float | None = None,
+    **train: Any,
 ) -> RunSpec:
     """A run of the smoke cards: 16 rows a step, two epochs of three steps."""
     length = {} if "steps" in train else {"epochs": 2}
     return RunSpec.model_validate(
         {
             "task": "classification",
-            "model": {"card": "smoke_bert", "dtype": dtype},
+            "model": {"card": "smoke_bert", "dtype": dtype, "dropout": dropout},
             "data": {**DATA.model_dump(), **(data or {})},
             "chain": chain,
             "train": {"lr": 1e-2, "batch_size": 16, **length, **train},

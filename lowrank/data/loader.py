@@ -35,6 +35,8 @@ class TaskBatches:
         masking: hides tokens, for masked_lm.
     """
 
+    pad_id = 0  # images have no tokens
+
     def __init__(
         self, split: batches.Split, spec: DataSpec, task: str, pad_id: int, masking: Masking | None = None
     ) -> None:

@@ -54,7 +54,6 @@ class Score:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-@torch.no_grad()
 def score(
     model: nn.Module,
     task: Task,
@@ -78,32 +77,55 @@ def score(
         rows: only the first so many; None is all.
         poll: called before each batch; it raises where scoring must stop.
     """
+    (found,) = scores(model, task, batches, batch_size, device, rows=rows, poll=poll)
+    return found
+
+
+@torch.no_grad()
+def scores(
+    model: nn.Module,
+    task: Task,
+    batches: TaskBatches,
+    batch_size: int,
+    device: torch.device,
+    *,
+    rows: int | None = None,
+    poll: Callable[[], None] = lambda: None,
+    members: int = 1,
+) -> list[Score]:
+    """The same for each member of a stack: every member sees every row. Args as for `score`, and
+
+    Args:
+        members: K; the model takes the rows of K members, one member after another.
+    """
     order = batches.by_length()
     order = order if rows is None else order[order < rows]
-    losses: list[Tensor] = [torch.empty(0)] * len(order)
-    correct: list[Tensor] = [torch.empty(0)] * len(order)
-    predicted, labels = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
-    for chunk in order.split(batch_size):
+    losses, correct, predicted, labels = [], [], [], [torch.empty(0, dtype=torch.int64)]
+    units: list[int] = []
+    for chunk in order.split(max(1, batch_size // members)):
         poll()
         (batch,) = batches.micro_batches(chunk, len(chunk))
-        moved = {key: tensor.to(device) for key, tensor in batch.items()}
+        moved = {key: tensor.to(device).repeat(members, *(1,) * (tensor.ndim - 1)) for key, tensor in batch.items()}
         logits = forward(model, moved)
         batch_losses, batch_correct = task.losses(logits, moved)
         if task.unit == "example":
-            predicted.append(logits.argmax(-1).cpu())
+            predicted.append(logits.argmax(-1).view(members, -1).cpu())
             labels.append(batch["labels"])
-        units = [task.units({key: tensor[i : i + 1] for key, tensor in batch.items()}) for i in range(len(chunk))]
-        for row, row_losses, row_correct in zip(
-            chunk.tolist(), batch_losses.cpu().split(units), batch_correct.cpu().split(units), strict=True
-        ):
-            losses[row], correct[row] = row_losses, row_correct
-    all_losses, all_correct = torch.cat(losses), torch.cat(correct)
-    return Score(
-        loss=all_losses.double().mean().item(),
-        accuracy=all_correct.double().mean().item(),
-        units=len(all_losses),
-        losses=all_losses,
-        correct=all_correct,
-        predicted=torch.cat(predicted),
-        labels=torch.cat(labels),
-    )
+        units += [task.units({key: tensor[i : i + 1] for key, tensor in batch.items()}) for i in range(len(chunk))]
+        losses.append(batch_losses.view(members, -1).cpu())
+        correct.append(batch_correct.view(members, -1).cpu())
+    in_row_order = torch.argsort(torch.repeat_interleave(order, torch.tensor(units)), stable=True)
+    all_losses, all_correct = torch.cat(losses, 1)[:, in_row_order], torch.cat(correct, 1)[:, in_row_order]
+    all_predicted = torch.cat(predicted, 1) if predicted else torch.empty(members, 0, dtype=torch.int64)
+    return [
+        Score(
+            loss=all_losses[member].double().mean().item(),
+            accuracy=all_correct[member].double().mean().item(),
+            units=all_losses.shape[1],
+            losses=all_losses[member],
+            correct=all_correct[member],
+            predicted=all_predicted[member],
+            labels=torch.cat(labels),
+        )
+        for member in range(members)
+    ]

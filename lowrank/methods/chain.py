@@ -63,7 +63,8 @@ class Chain:
         return [part for part in self.parts if hasattr(part, hook)]
 
     @property
-    def _attached(self) -> nn.Module:
+    def attached(self) -> nn.Module:
+        """The model that the chain is attached to; a ConfigError where there is none."""
         if self.model is None:
             raise ConfigError(f"chain {self.name}: not attached to a model yet")
         return self.model
@@ -104,7 +105,7 @@ class Chain:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name, each once."""
-        return {name: p for name, p in self._attached.named_parameters() if p.requires_grad}
+        return {name: p for name, p in self.attached.named_parameters() if p.requires_grad}
 
     def optimizer(self, train: TrainSpec) -> torch.optim.Optimizer:
         """The chain's optimizer: its owner's, or AdamW."""
@@ -148,12 +149,12 @@ class Chain:
     def after_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Lets the parts act on the model after an optimizer step; `step` counts from 1."""
         for part in self._with("after_step"):
-            part.after_step(self._attached, optimizer, step)
+            part.after_step(self.attached, optimizer, step)
 
     @contextlib.contextmanager
     def eval_mode(self) -> Iterator[nn.Module]:
         """The model as evaluation sees it: eval(), without gradients."""
-        model = self._attached
+        model = self.attached
         was_training = model.training
         model.eval()
         try:
@@ -170,7 +171,7 @@ class Chain:
         Raises:
             ConfigError: merged already.
         """
-        model = self._attached
+        model = self.attached
         if self.merged:
             raise ConfigError(f"chain {self.name}: merged already; a second merge would add the delta twice")
         with torch.no_grad():
@@ -185,7 +186,7 @@ class Chain:
         Raises:
             ConfigError: not merged, or a part of the chain cannot be taken out.
         """
-        model = self._attached
+        model = self.attached
         if not self.merged:
             raise ConfigError(f"chain {self.name}: not merged, so there is nothing to take out")
         if attached_chain(model) is not self:
@@ -203,7 +204,7 @@ class Chain:
         """Every tensor that differs from the base card: trained, or merged into."""
         tensors: dict[str, Tensor] = {name: p.detach() for name, p in self.trainable().items()}
         for part in self._with("changed"):
-            tensors |= part.changed(self._attached)
+            tensors |= part.changed(self.attached)
         return tensors
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +14,9 @@ from torch.nn import functional
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear, adapt, adapted, dense_weight
 from lowrank.methods.adapter import AdapterOptions, AdapterPart
+from lowrank.methods.hira_stack import StackedHira, adapted_weight
 from lowrank.methods.keep import in_use, to_save, weight_gradient
+from lowrank.methods.part import Part
 from lowrank.strict import PositiveInt
 
 
@@ -33,6 +35,7 @@ class Hira(AdapterPart):
 
     name = "hira"
     knobs = {"r": "rank"}
+    varies = frozenset({"rank"})
 
     class Options(AdapterOptions):
         """rank and form of HiRA."""
@@ -63,6 +66,10 @@ class Hira(AdapterPart):
         super().attach(model, generator)
         for _, layer in adapted(model, self.name):
             layer.base_product = _Product(layer)
+
+    def stack(self, members: Sequence[Part], model: nn.Module) -> Part:
+        """Nothing to do but what `HiraAdapter.stacked` does."""
+        return self
 
     def merge(self, model: nn.Module) -> None:
         """W <- W * (1 + B A) in every adapted layer, and the adapters come off."""
@@ -111,11 +118,14 @@ class HiraAdapter(nn.Module):
         weight = layer.weight
         return adapted_weight(weight, self.hira_A, self.hira_B, self.residual) - weight
 
+    def product(self, x: Tensor, layer: AdaptedLinear) -> Tensor:
+        """x (..., in) -> the product with the adapted weight, and bias: (..., out)."""
+        apply = cast("Callable[..., Tensor]", _HadamardLinear.apply)
+        return apply(x, layer.bias, self.hira_A, self.hira_B, layer.base, self.residual, in_use(layer.keep))
 
-def adapted_weight(weight: Tensor, A: Tensor, B: Tensor, residual: bool) -> Tensor:
-    """W * (B A), plus W where residual: (out, in), in the wider dtype of W and the factors."""
-    product = B @ A
-    return torch.addcmul(weight, weight, product) if residual else weight * product
+    def stacked(self, members: Sequence[HiraAdapter]) -> nn.Module:
+        """The adapters of K members as one."""
+        return StackedHira(members)
 
 
 class _Product:
@@ -126,9 +136,7 @@ class _Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         adapter: Any = self.layer.adapters["hira"]
-        apply = cast("Callable[..., Tensor]", _HadamardLinear.apply)
-        keep = in_use(self.layer.keep)
-        return apply(x, self.layer.bias, adapter.hira_A, adapter.hira_B, self.layer.base, adapter.residual, keep)
+        return cast(Tensor, adapter.product(x, self.layer))
 
 
 class _HadamardLinear(torch.autograd.Function):

@@ -21,7 +21,7 @@ class Keep(Protocol):
         """x (..., in) -> what is saved until the backward pass."""
 
     def weight_gradient(self, grad: Tensor, kept: Tensor) -> Tensor:
-        """Gradient (N, out) and what was kept -> weight gradient (out, in)."""
+        """Gradient (N, out), what was kept -> weight gradient (out, in); of K members (K, N, out) -> (K, out, in)."""
 
 
 class Origin(NamedTuple):
@@ -71,7 +71,10 @@ def to_save(keep: Keep | None, x: Tensor, seen: Tensor) -> tuple[Callable[..., T
 
 
 def weight_gradient(keep: Keep | None, grad: Tensor, kept: Tensor) -> Tensor:
-    """dW = grad^T x: (N, out), kept input -> (out, in), in the dtype of `grad`."""
+    """dW = grad^T x: (N, out), kept input -> (out, in), in the dtype of `grad`.
+
+    In a stack of K members: (K, N, out), kept input (K * B, ..., in) -> (K, out, in).
+    """
     if keep is None:
-        return grad.t() @ kept.reshape(-1, kept.shape[-1]).to(grad.dtype)
+        return grad.mT @ kept.reshape(*grad.shape[:-1], kept.shape[-1]).to(grad.dtype)
     return keep.weight_gradient(grad, kept)

@@ -75,6 +75,10 @@ class Lean(Part):
                 if wrapper.base_product is None:
                     wrapper.base_product = KeptProduct(wrapper)
 
+    def stack(self, members: Sequence[Part], model: nn.Module) -> Part:
+        """Nothing to do: what it replaces is shared."""
+        return self
+
     def before_step(self, micro_batches: Sequence[Mapping[str, Tensor]], step: int) -> None:
         """Looks again at the norms that train, which may have moved to where they cannot be inverted."""
         look_at([norm for norm in self._norms if any(p.requires_grad for p in norm.parameters())])

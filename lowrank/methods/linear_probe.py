@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,3 +31,7 @@ class LinearProbe(Part):
         """Unfreezes the head."""
         for head in head_names(model):
             model.get_submodule(head).requires_grad_(True)
+
+    def stack(self, members: Sequence[Part], model: nn.Module) -> Part:
+        """Nothing to do: the heads of the members are one layer already."""
+        return self

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear
 from lowrank.methods.adapter import AdapterOptions, AdapterPart
 from lowrank.methods.dropout import draw_seed, kept_mask, kept_share
 from lowrank.methods.keep import Keep, in_use, to_save, weight_gradient
+from lowrank.methods.lora_stack import StackedLora
+from lowrank.methods.part import Part
 from lowrank.strict import Fraction, PositiveFloat, PositiveInt
 
 
@@ -32,6 +35,7 @@ class Lora(AdapterPart):
 
     name = "lora"
     knobs = {"r": "rank", "a": "alpha"}
+    varies = frozenset({"rank", "alpha", "integer_scaling"})
 
     class Options(AdapterOptions):
         """rank, alpha and dropout of LoRA."""
@@ -46,6 +50,16 @@ class Lora(AdapterPart):
     def new_adapter(self, in_features: int, out_features: int, generator: torch.Generator) -> nn.Module:
         """A LoRA adapter for one layer."""
         return LoraAdapter(in_features, out_features, generator, self.options)
+
+    def stack(self, members: Sequence[Part], model: nn.Module) -> Part:
+        """Nothing to do but what `LoraAdapter.stacked` does.
+
+        Raises:
+            ConfigError: dropout, whose masks follow from the random numbers of a run alone.
+        """
+        if self.options.dropout:
+            raise ConfigError(f"lora: dropout {self.options.dropout:g}, whose masks each member draws for itself")
+        return self
 
 
 class LoraAdapter(nn.Module):
@@ -79,6 +93,10 @@ class LoraAdapter(nn.Module):
         """scaling B A: (out, in)."""
         delta: Tensor = self.scaling * (self.lora_B @ self.lora_A)
         return delta
+
+    def stacked(self, members: Sequence[LoraAdapter]) -> nn.Module:
+        """The adapters of K members as one."""
+        return StackedLora(members)
 
 
 def add_low_rank(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -84,6 +84,10 @@ class Nf4(Part):
             replace(model, module, layer)
             if layer.drift is not None:
                 self.drift[name] = layer.drift
+
+    def stack(self, members: Sequence[Part], model: nn.Module) -> Part:
+        """Nothing to do: the members share the codes."""
+        return self
 
     def merge(self, model: nn.Module) -> None:
         """Puts plain layers back, with the dequantised weight and what was added to it.

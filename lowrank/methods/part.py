@@ -21,7 +21,7 @@ part does not define is not called: the base class defines none, so nothing has 
 | `unmerge(model)` | after `merge`, in chain order | takes it out again |
 | `changed(model)` | when weights are saved | more tensors that differ from the base, by name |
 | `state_dict()`, `load_state_dict(state)` | checkpoints | flat dict of tensors and JSON values |
-| `stack(members)` | packs | how K members of a pack become one |
+| `stack(members, model)` | packs | acts for K members at once, whose models are one: see `stacked_chain` |
 
 Before the first `attach` every parameter of the model is frozen, so a part only ever unfreezes.
 `generator` is a CPU generator seeded from the run's seed and the part's place in the chain.
@@ -43,6 +43,8 @@ class Part:
     Options: ClassVar[type[PartOptions]]
     knobs: ClassVar[dict[str, str]] = {}
     """Letter -> option: what is worth reading in a run's name, such as {"r": "rank"}."""
+    varies: ClassVar[frozenset[str]] = frozenset()
+    """Options in which the members of a stack may differ; for parts with the hook `stack`."""
 
     @final
     def __init__(self, options: Any = None, **values: Any) -> None:

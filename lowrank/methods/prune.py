@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from lowrank.errors import ConfigError, IntegrityError
 from lowrank.methods.adapted import adapted
 from lowrank.methods.adapter import AdapterPart
 from lowrank.methods.part import Part
+from lowrank.methods.prune_stack import StackedPrune
 from lowrank.spec import PartOptions
 from lowrank.strict import Fraction, NonNegativeFloat, PositiveInt
 
@@ -48,6 +49,7 @@ class Prune(Part):
 
     name = "prune"
     knobs = {"p": "sparsity"}
+    varies = frozenset({"sparsity", "schedule", "start", "every", "end", "l1_lambda"})
 
     class Options(PartOptions):
         """What goes, how much of it, and when."""
@@ -85,7 +87,8 @@ class Prune(Part):
     def setup(self) -> None:
         """Starts with no mask."""
         self._adapters: dict[str, nn.ModuleDict] = {}
-        self._masks: dict[str, Tensor] = {}
+        self.masks: dict[str, Tensor] = {}
+        """What is held: factor name -> bool."""
 
     def check(self, chain: Any, model: nn.Module) -> None:
         """Refuses a chain that gives it no adapters, or some that it would not see."""
@@ -100,7 +103,7 @@ class Prune(Part):
     def attach(self, model: nn.Module, generator: torch.Generator) -> None:
         """Finds the factors and masks their gradients from then on; needs no randomness."""
         self._adapters = {f"{name}.adapters": layer.adapters for name, layer in adapted(model)}
-        factors = self._factors()
+        factors = self.factors()
         if self.options.method == "structured":
             for name in factors:
                 if name[-2:] not in ("_A", "_B"):
@@ -111,7 +114,7 @@ class Prune(Part):
 
     def penalty(self) -> Tensor:
         """lambda sum |w| over the factors of all adapters: ()."""
-        factors = list(self._factors().values())
+        factors = list(self.factors().values())
         if self.options.l1_lambda == 0:
             return torch.zeros((), device=factors[0].device)
         total: Tensor = torch.stack([factor.abs().sum() for factor in factors]).sum() * self.options.l1_lambda
@@ -120,17 +123,28 @@ class Prune(Part):
     @torch.no_grad()
     def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Prunes where a pruning is due, and holds what was pruned before."""
-        sparsity = self.sparsity_at(step)
-        if sparsity is None and not self._masks:
-            return
-        factors = self._factors()
-        masks = self._masks
-        if sparsity is not None:
-            masks = self._select(factors, sparsity)
-            if not self.options.regrow:
-                self._masks = masks
-        for name, mask in masks.items():
+        factors = self.factors()
+        for name, mask in (self.prune(factors, step) or self.masks).items():
             factors[name].mul_(mask)
+
+    def prune(self, factors: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        """The masks of the pruning that is due after `step`, held from then on; none where none is due.
+
+        Args:
+            factors: name -> factor, of every adapter.
+            step: optimizer steps taken, from 1.
+        """
+        sparsity = self.sparsity_at(step)
+        if sparsity is None:
+            return {}
+        masks = self._select(factors, sparsity)
+        if not self.options.regrow:
+            self.masks = masks
+        return masks
+
+    def stack(self, members: Sequence[Prune], model: nn.Module) -> StackedPrune:
+        """Masks for all members, each pruned as if alone."""
+        return StackedPrune(members, model)
 
     def sparsity_at(self, step: int) -> float | None:
         """The sparsity that is pruned to after `step`, or None where nothing is pruned.
@@ -151,12 +165,12 @@ class Prune(Part):
 
     def zeros(self) -> tuple[int, int]:
         """(weights that are exactly zero, all weights) over the factors of all adapters."""
-        factors = self._factors().values()
+        factors = self.factors().values()
         return sum(int((factor == 0).sum()) for factor in factors), sum(factor.numel() for factor in factors)
 
     def state_dict(self) -> dict[str, Any]:
         """The masks that are held: factor name -> bool tensor of its shape."""
-        return dict(self._masks)
+        return dict(self.masks)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts the masks back.
@@ -164,19 +178,19 @@ class Prune(Part):
         Raises:
             IntegrityError: a mask belongs to no factor, or has another shape.
         """
-        factors = self._factors()
+        factors = self.factors()
         for name, mask in state.items():
             if name not in factors or mask.shape != factors[name].shape:
                 raise IntegrityError(f"prune: mask {name!r} of shape {tuple(mask.shape)} fits no adapter of the model")
-        self._masks = {name: mask.to(factors[name].device) for name, mask in state.items()}
+        self.masks = {name: mask.to(factors[name].device) for name, mask in state.items()}
 
-    def _factors(self) -> dict[str, nn.Parameter]:
-        """Asked for each time, since a model that moves between devices may get other parameters."""
+    def factors(self) -> dict[str, nn.Parameter]:
+        """By name. Asked for each time, since a model that moves between devices may get other parameters."""
         held = self._adapters.items()
         return {f"{prefix}.{key}": factor for prefix, pairs in held for key, factor in pairs.named_parameters()}
 
     def _live(self, name: str) -> Callable[[Tensor], Tensor]:
-        return lambda grad: grad * self._masks[name] if name in self._masks else grad
+        return lambda grad: grad * self.masks[name] if name in self.masks else grad
 
     def _select(self, factors: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
         if self.options.method != "structured":

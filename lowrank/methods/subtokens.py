@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -50,6 +50,53 @@ class SubTokens:
         along = kept.t() @ grad.to(kept.dtype)  # (G, out)
         vector = self.vector.to(kept.device, kept.dtype) * self.scale
         return (along.t().unsqueeze(-1) * vector).flatten(1).to(grad.dtype)
+
+
+class StackedSubTokens(SubTokens):
+    """The same for K members at once: z_k = sub-tokens of x_k times v_k.
+
+    Args:
+        members: each member's own, which hold its vector; alike but for that.
+    """
+
+    def __init__(self, members: Sequence[SubTokens]) -> None:
+        first = members[0]
+        self._whole: Tensor | None = None
+        super().__init__(first.groups, first.groups * first.size, first.scale, first.dtype)
+        self.members = members
+
+    @property
+    def vector(self) -> Tensor | None:
+        """v (K, s), or None before the first batch."""
+        if self._whole is None:
+            own = [member.vector for member in self.members]
+            self._whole = None if any(v is None for v in own) else torch.stack(cast("list[Tensor]", own))
+        return self._whole
+
+    @vector.setter
+    def vector(self, vectors: Tensor | None) -> None:
+        self._whole = vectors
+        if vectors is not None:
+            for member, vector in zip(self.members, vectors, strict=True):
+                member.vector = vector
+
+    def split(self, x: Tensor) -> Tensor:
+        """x (K * B, ..., D) -> its sub-tokens (K, N G, s)."""
+        return x.reshape(len(self.members), -1, self.size)
+
+    def compress(self, x: Tensor) -> Tensor:
+        """x (K * B, ..., D) -> z (K, N, G)."""
+        assert self.vector is not None
+        dtype = self.dtype or x.dtype
+        vectors = self.vector.to(x.device, dtype).unsqueeze(-1)
+        return torch.bmm(self.split(x).to(dtype), vectors).view(len(vectors), -1, self.groups)
+
+    def weight_gradient(self, grad: Tensor, kept: Tensor) -> Tensor:
+        """grad (K, N, out), z (K, N, G) -> dW (K, out, D)."""
+        assert self.vector is not None
+        along = kept.mT @ grad.to(kept.dtype)  # (K, G, out)
+        vectors = self.vector.to(kept.device, kept.dtype)[:, None, None] * self.scale
+        return (along.mT.unsqueeze(-1) * vectors).flatten(2).to(grad.dtype)
 
 
 class KeptProduct:

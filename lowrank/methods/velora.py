@@ -13,7 +13,7 @@ from lowrank.errors import ConfigError
 from lowrank.methods.adapted import adapt, features, strip
 from lowrank.methods.layer_kinds import KINDS, layers_of_kind
 from lowrank.methods.part import Part
-from lowrank.methods.subtokens import KeptProduct, SubTokens
+from lowrank.methods.subtokens import KeptProduct, StackedSubTokens, SubTokens
 from lowrank.spec import PartOptions
 from lowrank.strict import PositiveFloat, PositiveInt
 from lowrank.targets import select
@@ -89,7 +89,7 @@ class Velora(Part):
     def setup(self) -> None:
         """Nothing is kept yet."""
         self._groups: dict[str, int] = {}
-        self._keeps: dict[str, SubTokens] = {}
+        self.keeps: dict[str, SubTokens] = {}
         self._mask: Tensor | None = None
 
     def check(self, chain: Any, model: nn.Module) -> None:
@@ -122,12 +122,12 @@ class Velora(Part):
             keep = SubTokens(groups, adapt(model, name).in_features, self.options.scale, dtype)
             if self.options.init == "random":
                 keep.vector = _unit(torch.randn(keep.size, generator=generator, dtype=torch.float64))
-            self._keeps[name] = keep
+            self.keeps[name] = keep
         self.unmerge(model)
 
     def unmerge(self, model: nn.Module) -> None:
         """The layers keep their inputs as sub-tokens."""
-        for name, keep in self._keeps.items():
+        for name, keep in self.keeps.items():
             layer = adapt(model, name)
             trains = getattr(layer.base, "weight", None) is not None and layer.base.weight.requires_grad
             if not trains and not any(getattr(adapter, "keeps_input", False) for adapter in layer.adapters.values()):
@@ -141,7 +141,7 @@ class Velora(Part):
 
     def merge(self, model: nn.Module) -> None:
         """The layers keep their inputs whole again; no weight changes."""
-        for name in self._keeps:
+        for name in self.keeps:
             layer = adapt(model, name)
             layer.keep = None
             if isinstance(layer.base_product, KeptProduct):
@@ -150,12 +150,12 @@ class Velora(Part):
 
     def before_step(self, micro_batches: Sequence[Mapping[str, Tensor]], step: int) -> None:
         """Takes the vectors from the whole batch, where it is their turn."""
-        if self.options.init != "batch_average" and all(keep.vector is not None for keep in self._keeps.values()):
+        if self.options.init != "batch_average" and all(keep.vector is not None for keep in self.keeps.values()):
             return
         sums: dict[str, Tensor] = {}
         hooks = [
             adapt(self._model, name).register_forward_pre_hook(self._gather(name, keep, sums))
-            for name, keep in self._keeps.items()
+            for name, keep in self.keeps.items()
         ]
         try:
             with torch.no_grad(), torch.random.fork_rng():
@@ -167,7 +167,16 @@ class Velora(Part):
             for hook in hooks:
                 hook.remove()
         for name, total in sums.items():
-            self._keeps[name].vector = _unit(_leading(total) if self.options.init == "svd" else total)
+            self.keeps[name].vector = _unit(_leading(total) if self.options.init == "svd" else total)
+
+    def stack(self, members: Sequence[Velora], model: nn.Module) -> Velora:
+        """A part like this one, whose layers keep a vector for each member."""
+        whole = Velora(self.options)
+        whole._chain, whole._model = self._chain, model
+        for name in self.keeps:
+            keep = StackedSubTokens([member.keeps[name] for member in members])
+            whole.keeps[name] = adapt(model, name).keep = keep
+        return whole
 
     def _gather(self, name: str, keep: SubTokens, sums: dict[str, Tensor]) -> Callable[..., None]:
         """A hook that adds the sub-tokens of a layer's input, or their outer products, to `sums`."""
@@ -176,33 +185,33 @@ class Velora(Part):
             x = inputs[0]
             if self._mask is not None and self._mask.shape == x.shape[:-1]:
                 x = x * self._mask[..., None].to(x.dtype)
-            tokens = keep.split(x)
+            tokens = keep.split(x)  # (N G, s), in a stack (K, N G, s)
             if self.options.init == "svd":
-                total = tokens.double().t() @ tokens.double()
+                total = tokens.double().mT @ tokens.double()
             else:
-                total = tokens.sum(0, dtype=torch.float64)  # so that no cut of the batch changes a bit of v
+                total = tokens.sum(-2, dtype=torch.float64)  # so that no cut of the batch changes a bit of v
             sums[name] = sums[name] + total if name in sums else total
 
         return gather
 
     def state_dict(self) -> dict[str, Any]:
         """The vectors: layer -> v (s,)."""
-        return {name: keep.vector for name, keep in self._keeps.items() if keep.vector is not None}
+        return {name: keep.vector for name, keep in self.keeps.items() if keep.vector is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts the vectors back."""
-        for name, keep in self._keeps.items():
+        for name, keep in self.keeps.items():
             keep.vector = state.get(name)
 
 
 def _unit(direction: Tensor) -> Tensor:
-    """The direction (s,) at length 1 in float32; the constant one where all sub-tokens sum to 0, as in PEFT."""
-    norm = torch.linalg.vector_norm(direction)
-    direction = torch.where(norm > 0, direction / norm, torch.full_like(direction, direction.numel() ** -0.5))
+    """The direction (..., s) at length 1 in float32; the constant one where all sub-tokens sum to 0, as in PEFT."""
+    norm = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+    direction = torch.where(norm > 0, direction / norm, torch.full_like(direction, direction.shape[-1] ** -0.5))
     return direction.float()
 
 
 def _leading(gram: Tensor) -> Tensor:
-    """The first right singular vector of the sub-tokens with that Gram matrix (s, s), its sum not negative."""
-    vector = torch.linalg.eigh(gram).eigenvectors[:, -1]
-    return torch.where(vector.sum() < 0, -vector, vector)
+    """The first right singular vector of the sub-tokens with that Gram matrix (..., s, s), its sum not negative."""
+    vector = torch.linalg.eigh(gram).eigenvectors[..., -1]
+    return torch.where(vector.sum(-1, keepdim=True) < 0, -vector, vector)

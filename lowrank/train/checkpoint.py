@@ -51,8 +51,8 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any]) 
     return path
 
 
-def load_newest(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that is whole and belongs here, or None.
+def load_newest(folder: Path, facts: dict[str, Any], up_to: int | None = None) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that is whole and belongs here, of at most `up_to` steps; or None.
 
     A damaged checkpoint is passed over, aloud; so is one made by other code or another torch, since
     going on from it would give a result that no single version of the code produces.
@@ -64,6 +64,8 @@ def load_newest(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
             tensors = load_file(path / TENSORS)
         except (IntegrityError, OSError, SafetensorError) as error:
             say(f"checkpoint passed over: {error}")
+            continue
+        if up_to is not None and manifest["step"] > up_to:
             continue
         other = {key: manifest.get(key) for key, value in facts.items() if manifest.get(key) != value}
         if other:

@@ -84,8 +84,3 @@ class Watch:
             began = time.perf_counter()
             state.observed.setdefault(watching.name, []).extend(getattr(watching, moment)(self.model, step))
             state.seconds -= time.perf_counter() - began
-
-    def forget(self, step: int, state: Seen) -> None:
-        """Drops what was seen at `step`, where the run diverged, or later."""
-        for rows in state.observed.values():
-            rows[:] = [row for row in rows if row["step"] < step]

@@ -6,6 +6,7 @@ A member that is finished is skipped, one with a checkpoint goes on from it. A m
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,47 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lowrank.console import announce, say
-from lowrank.data.loader import TaskBatches, open_splits
-from lowrank.errors import Preempted
-from lowrank.files import drop_leftovers, read_json, replacing_folder, seal, write_json
-from lowrank.measure import counts, trunk_weights, weight_norms
-from lowrank.methods.chain import Chain
-from lowrank.models.load import load_model
+from lowrank.data.loader import open_splits
+from lowrank.files import MANIFEST, drop_leftovers, read_json, replacing_folder, seal, write_json
+from lowrank.measure import counts, weight_norms
 from lowrank.provenance import provenance
 from lowrank.run_folder import HISTORY, OBSERVED, RUNS, SPEC, WEIGHTS, WORK, finished, holding
 from lowrank.signals import StopFlag
-from lowrank.spec import Pins, RunSpec, identity
-from lowrank.tasks import task
+from lowrank.spec import identity
 from lowrank.train import checkpoint
 from lowrank.train.events import write_events
 from lowrank.train.history import write_history
-from lowrank.train.loop import Loop, State
+from lowrank.train.stacks import stacks
+from lowrank.train.state import State
+from lowrank.train.together import Member, Trained, resumed, train_members
 
 CHECKPOINT_EVERY_S = 120.0
 """Seconds of training between two checkpoints; one more is written when the process is asked to stop."""
-
-NORMS_UP_TO_PARAMETERS = 10**9
-"""Above this, how far the weights moved is not recorded: it would take a second copy of the base."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One run of a pack.
-
-    Attributes:
-        run: its id.
-        spec: its question.
-        pins: identity of its cards.
-        code: digest of the code that trains it.
-    """
-
-    run: str
-    spec: RunSpec
-    pins: Pins
-    code: str
 
 
 @dataclass(frozen=True)
@@ -86,12 +64,12 @@ class Pack:
         return finished(member.run, member.code, needs, self.runs) is not None
 
 
-After = Callable[[Member, Loop, Path], None]
-"""Called with a trained member, its loop and its unsealed folder; the model may be changed: it is not used again."""
+After = Callable[[Member, Trained, Path], None]
+"""Called with a trained member and its unsealed folder; the model may be changed: it is not used again."""
 
 
 def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
-    """Trains every member that is not finished.
+    """Trains every member that is not finished: together where they can be stacked, else one after another.
 
     Args:
         pack: the members.
@@ -103,85 +81,53 @@ def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
         LowrankError: another process trains a member, or a file cannot be written.
     """
     torch.set_num_threads(pack.threads)
-    splits: dict[str, TaskBatches] = {}
-    for index, member in enumerate(pack.members, 1):
-        place = f"{index}/{len(pack.members)} {member.run}"
-        stop.check(f"{index - 1} of {len(pack.members)} runs are finished")
+    place = {member.run: f"{index}/{len(pack.members)} {member.run}" for index, member in enumerate(pack.members, 1)}
+    waiting = []
+    for member in pack.members:
         if pack.is_finished(member):
-            say(f"{place}: finished before")
-            continue
-        with holding(member.run, pack.work):
-            if pack.is_finished(member):  # by the process that held it until now
-                continue
-            splits = splits or open_splits(pack.prepared, member.spec.data, member.spec.task)
-            loop = _train(pack, member, splits, stop, after)
-            shutil.rmtree(pack.work / member.run, ignore_errors=True)
-        announce(f"{place}: {_summary(loop.state)}")
+            say(f"{place[member.run]}: finished before")
+        else:
+            waiting.append(member)
+    labels = len(read_json(pack.prepared / MANIFEST).get("labels") or []) if waiting else 0
+    for stack in stacks([member.spec for member in waiting], labels):
+        stop.check(f"{sum(map(pack.is_finished, pack.members))} of {len(pack.members)} runs are finished")
+        with contextlib.ExitStack() as held:
+            for index in stack.members:
+                held.enter_context(holding(waiting[index].run, pack.work))
+            members = [waiting[index] for index in stack.members]
+            members = [member for member in members if not pack.is_finished(member)]  # by who held it until now
+            for together, saved in resumed(members, pack.work):
+                data = together[0].spec.data
+                splits = open_splits(pack.prepared, data, together[0].spec.task)
+                ends = train_members(together, saved, splits, labels, stop, pack.work, CHECKPOINT_EVERY_S)
+                for member, trained in zip(together, ends, strict=True):
+                    _publish(pack, member, trained, after)
+                    shutil.rmtree(pack.work / member.run, ignore_errors=True)
+                    announce(f"{place[member.run]}: {_summary(trained.state)}")
 
 
-def _train(pack: Pack, member: Member, splits: dict[str, TaskBatches], stop: StopFlag, after: After | None) -> Loop:
-    spec = member.spec
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    labels = read_json(pack.prepared / "manifest.json").get("labels") or []
-    model = load_model(spec.model, spec.task, len(labels), spec.seed).to(device)
-    base = trunk_weights(model) if counts(model)["parameters"] <= NORMS_UP_TO_PARAMETERS else None
-    chain = Chain.build(spec.chain).attach(model, spec.seed)
-    loop = Loop(model, chain, task(spec.task), spec.train, splits["train"], splits["validation"], spec.seed, device)
-    _run(loop, pack, member, stop)
-    if loop.state.best_weights:
-        chain.load_changed(loop.state.best_weights)
-    _publish(pack, member, loop, base, after)
-    return loop
-
-
-def _run(loop: Loop, pack: Pack, member: Member, stop: StopFlag) -> None:
-    """Trains from the newest checkpoint to the end; saves now and then, and where it is asked to stop."""
-    folder = pack.work / member.run / "checkpoints"
-    facts = {"run": member.run, "code": member.code, "torch": torch.__version__}
-    saved = checkpoint.load_newest(folder, facts)
-    if saved is not None:
-        loop.load_state_dict(saved)
-        say(f"{member.run}: goes on from step {loop.state.step}")
-    last_saved = loop.state.seconds
-
-    def save(loop: Loop) -> None:
-        nonlocal last_saved
-        checkpoint.save(folder, loop.state.step, loop.state_dict(), facts)
-        last_saved = loop.state.seconds
-
-    def keep(loop: Loop) -> None:
-        if loop.state.seconds - last_saved >= CHECKPOINT_EVERY_S:
-            save(loop)
-
-    try:
-        loop.run(keep, member.run, stop)
-    except Preempted:
-        save(loop)
-        raise
-
-
-def _publish(pack: Pack, member: Member, loop: Loop, base: dict[str, Tensor] | None, after: After | None) -> None:
+def _publish(pack: Pack, member: Member, trained: Trained, after: After | None) -> None:
     """Writes the run's folder, which appears whole or not at all."""
     target = pack.runs / member.run
     drop_leftovers(target)
     with replacing_folder(target) as folder:
         write_json(folder / SPEC, {"run": member.run, **identity(member.spec, member.pins)})
-        write_history(folder / HISTORY, loop.state.history)
-        write_events(folder / "tensorboard", loop.state.history)
-        for name, rows in loop.state.observed.items():
+        write_history(folder / HISTORY, trained.state.history)
+        write_events(folder / "tensorboard", trained.state.history)
+        for name, rows in trained.state.observed.items():
             write_json(folder / OBSERVED / f"{name}.json", rows)
         if pack.keep_weights:
-            checkpoint.write_tensors(folder / WEIGHTS, loop.chain.changed())
-        facts = _manifest(pack, member, loop, base)
+            checkpoint.write_tensors(folder / WEIGHTS, trained.chain.changed())
+        facts = _manifest(pack, member, trained)
         if after is not None:
-            after(member, loop, folder)
+            after(member, trained, folder)
         seal(folder, facts)
 
 
-def _manifest(pack: Pack, member: Member, loop: Loop, base: dict[str, Tensor] | None) -> dict[str, Any]:
-    state = loop.state
+def _manifest(pack: Pack, member: Member, trained: Trained) -> dict[str, Any]:
+    state, together = trained.state, trained.members > 1
     evaluated = [row for row in state.history if row.get("val_loss") is not None]
-    sizes = counts(loop.model)
+    sizes = counts(trained.model)
     diverged = state.diverged_at is not None
     return {
         "run": member.run,
@@ -195,11 +141,13 @@ def _manifest(pack: Pack, member: Member, loop: Loop, base: dict[str, Tensor] | 
             "last_val_loss": evaluated[-1]["val_loss"] if evaluated and not diverged else None,
             "last_train_loss": state.history[-1].get("train_loss") if state.history else None,
             "mean_train_loss": _mean([row.get("train_loss") for row in state.history]),
-            "train_time_s": round(state.seconds, 3),
+            # The seconds of a stack are nobody's own: a member has none.
+            "train_time_s": None if together else round(state.seconds, 3),
             "tokens": state.tokens,
             **sizes,
-            **({} if diverged else weight_norms(loop.model, base)),
+            **({} if diverged else weight_norms(trained.model, trained.base)),
         },
+        "stack": {"members": trained.members, "train_time_s": round(state.seconds, 3)} if together else None,
         "provenance": {**provenance(), "threads": pack.threads},
     }
 

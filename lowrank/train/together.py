@@ -1,0 +1,206 @@
+"""Trains runs to their end, one alone or several as a stack, from their newest checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.console import say
+from lowrank.data.loader import TaskBatches
+from lowrank.errors import Preempted
+from lowrank.measure import counts, trunk_weights
+from lowrank.methods.chain import Chain
+from lowrank.methods.stacked import share_base
+from lowrank.methods.stacked_chain import StackedChain
+from lowrank.models.load import load_model
+from lowrank.signals import StopFlag
+from lowrank.spec import Pins, RunSpec
+from lowrank.tasks import task
+from lowrank.train import checkpoint
+from lowrank.train.loop import Loop
+from lowrank.train.stacked_loop import StackedLoop
+from lowrank.train.state import State
+
+NORMS_UP_TO_PARAMETERS = 10**9
+"""Above this, how far the weights moved is not recorded: it would take a second copy of the base."""
+
+Saved = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a pack.
+
+    Attributes:
+        run: its id.
+        spec: its question.
+        pins: identity of its cards.
+        code: digest of the code that trains it.
+    """
+
+    run: str
+    spec: RunSpec
+    pins: Pins
+    code: str
+
+    def checkpoints(self, work: Path) -> Path:
+        """Where they lie."""
+        return work / self.run / "checkpoints"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must have been made with."""
+        return {"run": self.run, "code": self.code, "torch": torch.__version__}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run at its end, as if it had been trained alone.
+
+    Attributes:
+        model: with the chain attached.
+        chain: the method.
+        state: course and end of the run.
+        base: trunk weights before training; None where they would take too much memory.
+        members: how many runs were trained together; `state.seconds` is theirs.
+    """
+
+    model: nn.Module
+    chain: Chain
+    state: State
+    base: dict[str, Tensor] | None
+    members: int = 1
+
+
+def resumed(members: Sequence[Member], work: Path) -> list[tuple[list[Member], list[Saved | None]]]:
+    """Members that stand at the same step, with what they saved there.
+
+    A kill between two saves leaves some members a checkpoint ahead; they go back to the one before, which is
+    kept for that. A member that has diverged goes on, to its end, alone.
+    """
+    found = {member.run: checkpoint.load_newest(member.checkpoints(work), member.facts) for member in members}
+    steps = [saved["loop"]["step"] for saved in found.values() if saved and saved["loop"]["diverged_at"] is None]
+    groups: dict[tuple[int, str], list[Member]] = {}
+    for member in members:
+        saved = found[member.run]
+        if saved and saved["loop"]["diverged_at"] is None and saved["loop"]["step"] > min(steps):
+            earlier = checkpoint.load_newest(member.checkpoints(work), member.facts, up_to=min(steps))
+            saved = found[member.run] = earlier or saved
+        step = saved["loop"]["step"] if saved else 0
+        apart = member.run if saved and saved["loop"]["diverged_at"] is not None else ""
+        groups.setdefault((step, apart), []).append(member)
+    return [(own, [found[member.run] for member in own]) for own in groups.values()]
+
+
+def train_members(
+    members: Sequence[Member],
+    saved: Sequence[Saved | None],
+    splits: Mapping[str, TaskBatches],
+    labels: int,
+    stop: StopFlag,
+    work: Path,
+    save_every_s: float,
+) -> Iterator[Trained]:
+    """Trains runs together and gives each back, in order.
+
+    Args:
+        members: one, or several that can be stacked.
+        saved: the checkpoint that each goes on from, all at one step; None at the start.
+        splits: of the prepared data.
+        labels: classes.
+        stop: polled after each step and inside evaluations.
+        work: where checkpoints go.
+        save_every_s: seconds of training between two of them.
+
+    Raises:
+        Preempted: a signal arrived; what was reached is saved.
+    """
+    loop: Loop
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    first = members[0].spec
+    if len(members) == 1:
+        base, chain = _attached(first, labels, device)
+        loop = Loop(
+            chain.attached,
+            chain,
+            task(first.task),
+            first.train,
+            splits["train"],
+            splits["validation"],
+            first.seed,
+            device,
+        )
+        if saved[0] is not None:
+            loop.load_state_dict(saved[0])
+    else:
+        stack = _stack(members, saved, labels)
+        stack.attached.to(device)
+        specs = [member.spec for member in members]
+        loop = StackedLoop(stack, task(first.task), specs, splits["train"], splits["validation"], device, saved)
+    for member, found in zip(members, saved, strict=True):
+        if found is not None:
+            say(f"{member.run}: goes on from step {found['loop']['step']}")
+    _run(loop, members, stop, work, save_every_s)
+    if len(members) == 1:
+        if loop.state.best_weights:
+            chain.load_changed(loop.state.best_weights)
+        yield Trained(chain.attached, chain, loop.state, base)
+        return
+    for index, member in enumerate(members):
+        base, chain = _attached(member.spec, labels, device)
+        state = loop.states[index]
+        chain.load_changed(state.best_weights or loop.weights(index))
+        chain.load_state_dict(stack.members[index].state_dict())
+        yield Trained(chain.attached, chain, state, base, len(members))
+
+
+def _attached(spec: RunSpec, labels: int, device: torch.device) -> tuple[dict[str, Tensor] | None, Chain]:
+    """A run's base weights and its chain, attached to its model."""
+    model = load_model(spec.model, spec.task, labels, spec.seed).to(device)
+    base = trunk_weights(model) if counts(model)["parameters"] <= NORMS_UP_TO_PARAMETERS else None
+    return base, Chain.build(spec.chain).attach(model, spec.seed)
+
+
+def _stack(members: Sequence[Member], saved: Sequence[Saved | None], labels: int) -> StackedChain:
+    """The members' chains as one, each where its checkpoint left it. There is one copy of the trunk."""
+    chains: list[Chain] = []
+    for spec, found in zip([members[0].spec, *(member.spec for member in members)], [None, *saved], strict=True):
+        chain = Chain.build(spec.chain).attach(load_model(spec.model, spec.task, labels, spec.seed), spec.seed)
+        if chains:
+            share_base(chains[0].attached, chain.attached)
+        if found is not None:
+            chain.load_changed(found["model"], "checkpoint")
+            chain.load_state_dict(found["parts"])
+        chains.append(chain)
+    return StackedChain(chains[0], chains[1:])
+
+
+def _run(loop: Loop, members: Sequence[Member], stop: StopFlag, work: Path, save_every_s: float) -> None:
+    """Trains to the end; saves now and then, and where it is asked to stop."""
+    seconds: Callable[[], float] = lambda: max(state.seconds for state in loop.states)  # noqa: E731
+    last_saved = seconds()
+
+    def save(loop: Loop) -> None:
+        nonlocal last_saved
+        for index, member in enumerate(members):
+            step = loop.states[index].step
+            checkpoint.save(member.checkpoints(work), step, loop.state_dict(index), member.facts)
+        last_saved = seconds()
+
+    def keep(loop: Loop) -> None:
+        if seconds() - last_saved >= save_every_s:
+            save(loop)
+
+    label = members[0].run + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+    try:
+        loop.run(keep, label, stop)
+    except Preempted:
+        save(loop)
+        raise
+    if len(members) > 1:  # a stop while the first are written must not cost the others their training
+        save(loop)
