@@ -12,6 +12,7 @@ from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prep
 from lowrank.digest import code_digest, evaluate_digest, page_digests, protocol_digest, report_digests, train_digest
 from lowrank.errors import ConfigError
 from lowrank.grouping import alike, digest, joint
+from lowrank.needs import add_needs
 from lowrank.registry import protocol
 from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
@@ -240,7 +241,9 @@ def make_plan(scale: str, names: list[str]) -> dict[str, Any]:
         planner.add_study(name)
     for name in names:
         planner.pack_study(name)
-    return planner.plan()
+    scales = {name: load_study(name).scales[planner.scale] for name in names}
+    gpus = {name: spec.gpus for name, spec in scales.items()}
+    return add_needs(planner.plan(), {name: spec.minutes for name, spec in scales.items()}, gpus)
 
 
 def _steps_per_epoch(spec: RunSpec) -> int:

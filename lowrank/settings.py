@@ -15,6 +15,8 @@ class Settings(Strict):
 
     scale: Literal["smoke", "laptop", "paper"] = "laptop"
     studies: Literal["all"] | tuple[str, ...] = "all"
+    preemptible: bool = False
+    """Whether jobs with a GPU try the pre-emptible partition of `site.yaml` first."""
 
     @field_validator("studies", mode="before")
     @classmethod

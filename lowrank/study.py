@@ -12,7 +12,7 @@ from lowrank.errors import ConfigError
 from lowrank.files import REPOSITORY, read_yaml
 from lowrank.registry import part
 from lowrank.spec import DataSpec, EvalSpec, ModelSpec, RunSpec, TrainSpec
-from lowrank.strict import Name, PositiveFloat, PositiveInt, Strict, parse, suggest
+from lowrank.strict import Name, NonNegativeInt, PositiveFloat, PositiveInt, Strict, parse, suggest
 
 STUDIES = REPOSITORY / "workflow" / "studies"
 
@@ -49,6 +49,8 @@ class ScaleSpec(Strict):
     minutes: PositiveFloat
     """How long it takes on a quiet machine of that scale, for the forecast that is printed first."""
     mem_mb: PositiveInt = 2000
+    gpus: NonNegativeInt = 0
+    """Accelerators of one training or scoring job."""
 
 
 class Evaluation(EvalSpec):

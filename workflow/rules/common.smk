@@ -32,6 +32,47 @@ def rule_name(pack):
     return pack["name"].replace(".", "_").replace("-", "_")
 
 
+def asked(needs):
+    """What a job asks a scheduler for, growing with the attempt; on one machine only memory counts."""
+
+    def value(name):
+        return lambda wildcards, attempt: demand(
+            SITE, needs, attempt, SETTINGS.preemptible
+        )[name]
+
+    return {name: value(name) for name in demand(SITE, needs, 1, SETTINGS.preemptible)}
+
+
+def cpus(needs):
+    """CPU threads of a job: one, or what a job with a GPU gets."""
+    return SITE.gpu.cpus if needs["gpus"] else 1
+
+
+def count_jobs():
+    """Jobs of the whole workflow: fetch, prepare, train, score, tables, page, and the front page."""
+    scored = sum(
+        len(pack["evaluations"])
+        for pack in PLAN["packs"].values()
+        if pack["keep_weights"]
+    )
+    return (
+        sum(len(PLAN[what]) for what in ("cards", "data", "packs"))
+        + scored
+        + 2 * len(PLAN["studies"])
+        + 1
+    )
+
+
+def refuse_a_scale_by_default():
+    """On a cluster the scale is said, never taken from config.yaml: hundreds of GPU hours hang on it."""
+    remote = workflow.executor_plugin.common_settings.non_local_exec
+    if remote and "scale" not in workflow.config_settings.overwrite_config:
+        raise WorkflowError(
+            "no scale was given for this cluster: --config replaces the profile's own `scale=paper`; "
+            "write --config scale=paper (or smoke, laptop) with whatever else it says."
+        )
+
+
 def mark_forced_runs():
     """Leaves a mark for each run that --forcerun or --forceall names: its pack's job would skip it."""
     settings = workflow.dag_settings

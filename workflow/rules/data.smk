@@ -13,6 +13,7 @@ rule fetch:
         "resources/downloads/{card}/manifest.json",
     log:
         "logs/fetch/{card}.log",
+    localrule: True
     conda:
         "../../envs/conda.yaml"
     params:
@@ -35,8 +36,12 @@ rule prepare:
         "logs/prepare/{data}.log",
     benchmark:
         "logs/benchmarks/prepare/{data}.tsv"
+    # Small data is prepared where Snakemake runs; the documents' own takes hours of a core.
+    localrule: SCALE != "paper"
     conda:
         "../../envs/conda.yaml"
+    resources:
+        **asked({"mem_mb": 16000, "minutes": 360, "gpus": 0}),
     params:
         code=lambda wildcards: PLAN["data"][wildcards.data]["code"],
     message:

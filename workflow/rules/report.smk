@@ -11,6 +11,7 @@ for study, entry in PLAN["studies"].items():
             [shown(study, file) for file in entry["outputs"]],
         log:
             f"logs/tables/{study}.log",
+        localrule: True
         conda:
             "../../envs/conda.yaml"
         params:
@@ -37,6 +38,7 @@ for study, entry in PLAN["studies"].items():
             directory(f"reports/runs/{study}"),
         log:
             f"logs/pages/{study}.log",
+        localrule: True
         conda:
             "../../envs/conda.yaml"
         params:
@@ -54,6 +56,7 @@ for study, entry in PLAN["studies"].items():
         input:
             study_inputs(study),
             f"reports/{study}.html",
+        localrule: True
 
 
 rule index:
@@ -66,6 +69,7 @@ rule index:
         "results/references.bib",
     log:
         "logs/pages/index.log",
+    localrule: True
     conda:
         "../../envs/conda.yaml"
     params:
@@ -84,6 +88,7 @@ rule index:
 rule partial:
     log:
         "logs/pages/partial.log",
+    localrule: True
     conda:
         "../../envs/conda.yaml"
     message:

@@ -23,9 +23,9 @@ for pack in PLAN["packs"].values():
         priority: pack["steps"]
         conda:
             "../../envs/conda.yaml"
-        threads: 1
+        threads: cpus(pack)
         resources:
-            mem_mb=pack["mem_mb"],
+            **asked(pack),
         params:
             pack=pack["name"],
             code=pack["code"],
@@ -50,9 +50,9 @@ for pack in PLAN["packs"].values():
                 f"logs/benchmarks/evaluate/{pack['name']}-{evaluation}.tsv"
             conda:
                 "../../envs/conda.yaml"
-            threads: 1
+            threads: cpus(pack)
             resources:
-                mem_mb=pack["mem_mb"],
+                **asked(pack),
             params:
                 pack=pack["name"],
                 evaluation=evaluation,

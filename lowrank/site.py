@@ -1,0 +1,111 @@
+"""`site.yaml`: what a lab's cluster is called and has, in one file that git ignores.
+
+Nothing heavy is imported: the Snakefile reads it in every job.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowrank.errors import ConfigError
+from lowrank.files import REPOSITORY, read_yaml
+from lowrank.strict import PositiveInt, Strict, parse
+
+ENVIRONMENT = "LOWRANK_SITE"
+"""Names another file than `site.yaml` in the project's root."""
+
+PREEMPTIBLE_ATTEMPTS = 4
+"""So many attempts of a job may be pre-empted; what follows goes to the ordinary partition, so that the work ends."""
+
+EXAMPLE = REPOSITORY / "workflow" / "profiles" / "site.example.yaml"
+
+
+class Gpu(Strict):
+    """One kind of accelerator."""
+
+    model: str | None = None
+    """As `sinfo -o %G` spells it, such as a100; None takes any."""
+    memory_gb: PositiveInt = 80
+    """Of one; a pack that needs more is refused when it is planned."""
+    partition: str | None = None
+    preemptible_partition: str | None = None
+    """Tried first under `--profile slurm-preemptible`."""
+    cpus: PositiveInt = 8
+    """CPU cores that a job with one of them gets."""
+
+
+class Site(Strict):
+    """A cluster, as far as jobs need to know it. Every key may be left out: SLURM's own default is taken then."""
+
+    account: str | None = None
+    partition: str | None = None
+    """For jobs without a GPU."""
+    qos: str | None = None
+    constraint: str | None = None
+    gpu: Gpu = Gpu()
+    modules: tuple[str, ...] = ()
+    """Environment modules that every job loads."""
+    setup: tuple[str, ...] = ()
+    """Shell commands that every job runs first, such as `source /sw/cuda.sh`."""
+    sbatch: tuple[str, ...] = ()
+    """Further options of sbatch."""
+    max_runtime_minutes: PositiveInt = 24 * 60
+    """No job asks for more."""
+    warn_seconds: PositiveInt = 120
+    """Seconds before its time limit at which a job is told to save and stop."""
+
+    def prefix(self) -> str:
+        """What stands before each job's command."""
+        loads = [f"module load {' '.join(map(shlex.quote, self.modules))}"] if self.modules else []
+        return "".join(f"{command}; " for command in [*loads, *self.setup])
+
+
+def site_file(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where the site is described."""
+    return Path(environment.get(ENVIRONMENT) or REPOSITORY / "site.yaml")
+
+
+def read_site(environment: Mapping[str, str] = os.environ) -> Site:
+    """The site of this checkout; all defaults where no file describes it.
+
+    Raises:
+        ConfigError: a file that was named is not there, or a fault in it.
+    """
+    path = site_file(environment)
+    if not path.is_file():
+        if environment.get(ENVIRONMENT):
+            raise ConfigError(f"{ENVIRONMENT}={path}: no such file; begin with a copy of {EXAMPLE}")
+        return Site()
+    return parse(Site, read_yaml(path) or {}, str(path))
+
+
+def demand(site: Site, needs: Mapping[str, Any], attempt: int, preemptible: bool) -> dict[str, Any]:
+    """What a job asks the scheduler for, in the words of Snakemake's SLURM plugin.
+
+    Memory and time grow with the attempt, since running out of either is why most jobs come back.
+
+    Args:
+        site: the cluster.
+        needs: `mem_mb`, `minutes` and `gpus` of the plan.
+        attempt: counted from 1.
+        preemptible: whether the first `PREEMPTIBLE_ATTEMPTS` go to the pre-emptible partition.
+    """
+    gpus = int(needs["gpus"])
+    asked: dict[str, Any] = {
+        "mem_mb": int(needs["mem_mb"]) * attempt,
+        "runtime": min(int(needs["minutes"]) * attempt, site.max_runtime_minutes),
+        "slurm_account": site.account,
+        "slurm_partition": site.gpu.partition if gpus else site.partition,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "slurm_extra": " ".join([f"--signal=TERM@{site.warn_seconds}", *site.sbatch]),
+    }
+    if gpus:
+        asked |= {"gpu": gpus, "gpu_model": site.gpu.model}
+        if preemptible and site.gpu.preemptible_partition and attempt <= PREEMPTIBLE_ATTEMPTS:
+            asked["slurm_partition"] = site.gpu.preemptible_partition
+    return {name: value for name, value in asked.items() if value is not None}

@@ -1,0 +1,232 @@
+"""A throw-away SLURM of one node: munge, MariaDB, accounting, controller and node daemon, without systemd.
+
+The node claims more cores, memory and GPUs than it has, so that requests of real jobs can be made; nothing
+enforces memory here. Everything lies in one folder, but for the link /etc/slurm/slurm.conf: the jobs' own
+Snakemake drops SLURM_CONF, and without the link finds no controller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+PACKAGES = (
+    *("munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd"),
+    *("mariadb-server-core", "mariadb-client-core"),
+)
+PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch")
+LINK = Path("/etc/slurm/slurm.conf")
+ACCOUNT = "lab"
+PATH = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
+
+SLURM_CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort=26817
+SlurmdPort=26818
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={home}/munge.socket
+CryptoType=crypto/munge
+StateSaveLocation={home}/state
+SlurmdSpoolDir={home}/spool
+SlurmctldPidFile={home}/slurmctld.pid
+SlurmdPidFile={home}/slurmd.pid
+SlurmctldLogFile={home}/slurmctld.log
+SlurmdLogFile={home}/slurmd.log
+PlugStackConfig={home}/plugstack.conf
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
+KillWait=2
+MinJobAge=300
+JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=localhost
+AccountingStoragePort=26819
+AccountingStoragePass={home}/munge.socket
+AccountingStorageTRES=gres/gpu
+AccountingStoreFlags=job_comment
+NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=512000 Gres=gpu:a100:2 State=UNKNOWN
+PartitionName=cpu Nodes={host} Default=YES MaxTime=INFINITE PriorityTier=10 DefMemPerCPU=500
+PartitionName=gpu Nodes={host} MaxTime=INFINITE PriorityTier=10 DefMemPerCPU=500
+PartitionName=gpu-preempt Nodes={host} MaxTime=INFINITE PriorityTier=1 DefMemPerCPU=500 PreemptMode=REQUEUE
+"""
+
+SLURMDBD_CONF = """\
+AuthType=auth/munge
+AuthInfo=socket={home}/munge.socket
+DbdHost=localhost
+DbdPort=26819
+SlurmUser=root
+PidFile={home}/slurmdbd.pid
+LogFile={home}/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=accounting
+"""
+
+
+def missing() -> str | None:
+    """Why no cluster can be started here, or None."""
+    if os.geteuid() != 0:
+        return "SLURM's daemons need root here"
+    if LINK.exists() and not LINK.is_symlink():
+        return f"{LINK} belongs to a real cluster"
+    absent = [name for name in PROGRAMS if shutil.which(name, path=PATH["PATH"]) is None]
+    return f"not installed: {', '.join(absent)} (apt-get install {' '.join(PACKAGES)})" if absent else None
+
+
+class Cluster:
+    """One cluster; daemons are started and killed one by one, as tests want them.
+
+    Args:
+        home: an empty folder with a short path, since sockets lie in it.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environment: Mapping[str, str] = {**os.environ, **PATH, "SLURM_CONF": str(home / "slurm.conf")}
+        self._database: subprocess.Popen[bytes] | None = None
+
+    def run(self, *command: str, check: bool = True, **more: str) -> str:
+        """A command's output."""
+        done = subprocess.run(
+            command, env={**self.environment, **more}, check=False, text=True, capture_output=True, timeout=120
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}{self._logs()}")
+        return done.stdout
+
+    def start(self) -> None:
+        """Starts everything; returns when the node takes jobs."""
+        (self.home / "slurm.conf").write_text(SLURM_CONF.format(home=self.home, host=socket.gethostname()))
+        self._private("slurmdbd.conf", SLURMDBD_CONF.format(home=self.home))
+        for index in range(2):
+            (self.home / f"gpu{index}").symlink_to("/dev/null")
+        (self.home / "gres.conf").write_text(f"Name=gpu Type=a100 File={self.home}/gpu[0-1]\n")
+        (self.home / "cgroup.conf").write_text("CgroupAutomount=no\n")
+        (self.home / "plugstack.conf").touch()
+        (self.home / "state").mkdir()
+        LINK.parent.mkdir(exist_ok=True)
+        LINK.unlink(missing_ok=True)
+        LINK.symlink_to(self.home / "slurm.conf")
+        self._private("munge.key", os.urandom(128))
+        files = {f"--{name}": f"{self.home}/munge.{name.split('-')[0]}" for name in ("socket", "key-file", "log-file")}
+        pid = ["--pid-file", f"{self.home}/munged.pid", "--seed-file", f"{self.home}/munge.seed"]
+        self.run("munged", "--force", *[word for pair in files.items() for word in pair], *pid)
+        self._start_database()
+        self.start_accounting()
+        for words in ("cluster test", f"account {ACCOUNT} cluster=test", f"user root account={ACCOUNT}"):
+            self.run("sacctmgr", "-i", "-Q", "add", *words.split(), check=False)
+        self.start_controller()
+        self.run("slurmd")
+        self.until(lambda: "idle" in self.run("sinfo", "-h", "-p", "cpu", "-o", "%T", check=False), "a node that is idle")
+
+    def start_accounting(self) -> None:
+        """Starts slurmdbd, which may have been killed."""
+        self.run("slurmdbd", MYSQL_UNIX_PORT=f"{self.home}/db.socket")
+        self.until(lambda: self._answers("sacctmgr", "-n", "show", "cluster"), "an answer of the accounting")
+
+    def start_controller(self) -> None:
+        """Starts slurmctld, which may have been killed."""
+        self.run("slurmctld", "-i")
+        self.until(lambda: "UP" in self.run("scontrol", "ping", check=False), "an answer of the controller")
+
+    def kill(self, daemon: str, how: signal.Signals = signal.SIGKILL) -> None:
+        """Sends a daemon a signal and waits until it is gone."""
+        file = self.home / f"{daemon}.pid"
+        if not file.is_file():
+            return
+        pid = int(file.read_text())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, how)
+        self.until(lambda: not _runs(pid), f"the end of {daemon}")
+        file.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """Stops everything that runs."""
+        if (self.home / "slurmctld.pid").is_file():
+            self.run("scancel", "--full", "--user=root", check=False)
+        for daemon in ("slurmd", "slurmctld", "slurmdbd", "munged"):
+            self.kill(daemon)
+        if self._database is not None:
+            self._database.kill()
+            self._database.wait()
+        if LINK.is_symlink() and LINK.readlink() == self.home / "slurm.conf":
+            LINK.unlink()
+
+    def jobs(self, *filters: str) -> list[str]:
+        """Numbers of the jobs in the queue."""
+        return self.run("squeue", "-h", "-o", "%A", *filters).split()
+
+    def until(self, holds: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+        """Waits for something; raises with the daemons' logs where it does not come."""
+        end = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited {seconds:.0f} s for {what}{self._logs()}")
+            time.sleep(0.05)
+
+    def _answers(self, *command: str) -> bool:
+        done = subprocess.run(command, env=self.environment, capture_output=True, check=False)
+        return done.returncode == 0
+
+    def _private(self, name: str, content: str | bytes) -> None:
+        file = self.home / name
+        file.touch(mode=0o600)
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        file.chmod(0o600 if name != "munge.key" else 0o400)
+
+    def _start_database(self) -> None:
+        data, sock = str(self.home / "db"), str(self.home / "db.socket")
+        plain = ["--no-defaults", "--user=root", f"--datadir={data}"]
+        self.run("mariadb-install-db", *plain, "--skip-test-db", "--auth-root-authentication-method=normal")
+        fast = ["--skip-networking", "--skip-name-resolve", "--innodb-log-file-size=16M", "--innodb-lock-wait-timeout=900"]
+        log = (self.home / "mariadb.log").open("wb")
+        self._database = subprocess.Popen(
+            ["mariadbd", *plain, f"--socket={sock}", *fast], env=self.environment, stdout=log, stderr=log
+        )
+        client = ("mariadb", "--no-defaults", "-S", sock, "-e")
+        self.until(lambda: self._answers(*client, "select 1"), "the database")
+        grant = (
+            "create database accounting; create user slurm@localhost identified by 'slurm';"
+            "grant all on accounting.* to slurm@localhost;"
+        )
+        self.run(*client, grant)
+
+    def _logs(self) -> str:
+        ends = [f"\n{log.name}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-8:]) for log in self._files()]
+        return "".join(ends)
+
+    def _files(self) -> Iterator[Path]:
+        return (log for log in sorted(self.home.glob("*.log")) if log.stat().st_size)
+
+
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.is_file() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
