@@ -241,9 +241,7 @@ def make_plan(scale: str, names: list[str]) -> dict[str, Any]:
         planner.add_study(name)
     for name in names:
         planner.pack_study(name)
-    scales = {name: load_study(name).scales[planner.scale] for name in names}
-    gpus = {name: spec.gpus for name, spec in scales.items()}
-    return add_needs(planner.plan(), {name: spec.minutes for name, spec in scales.items()}, gpus)
+    return add_needs(planner.plan(), {name: load_study(name).scales[planner.scale] for name in names})
 
 
 def _steps_per_epoch(spec: RunSpec) -> int:

@@ -26,7 +26,14 @@ from snakemake_executor_plugin_slurm import Executor as SlurmExecutor
 from snakemake_executor_plugin_slurm import ExecutorSettings, common_settings
 from snakemake_interface_common.exceptions import WorkflowError
 
-from snakemake_executor_plugin_lowrank_slurm.states import CONTROLLER, EARLIER, accounting, earlier_jobs, judge, states
+from snakemake_executor_plugin_lowrank_slurm.watching import (
+    CONTROLLER,
+    EARLIER,
+    accounting,
+    earlier_jobs,
+    judge,
+    states,
+)
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 

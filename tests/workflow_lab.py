@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("lowrank", "workflow", "resources/cards", "resources/smoke", "resources/reported", "config.yaml", "envs")
+COPIED = (
+    *("lowrank", "workflow", "resources/cards", "resources/smoke", "resources/reported", "config.yaml", "envs"),
+    *("slurm", "slurm-preemptible"),
+)
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "scale=smoke"]
 
 

@@ -143,7 +143,9 @@ class Cluster:
             self.run("sacctmgr", "-i", "-Q", "add", *words.split(), check=False)
         self.start_controller()
         self.run("slurmd")
-        self.until(lambda: "idle" in self.run("sinfo", "-h", "-p", "cpu", "-o", "%T", check=False), "a node that is idle")
+        self.until(
+            lambda: "idle" in self.run("sinfo", "-h", "-p", "cpu", "-o", "%T", check=False), "a node that is idle"
+        )
 
     def start_accounting(self) -> None:
         """Starts slurmdbd, which may have been killed."""
@@ -204,7 +206,12 @@ class Cluster:
         data, sock = str(self.home / "db"), str(self.home / "db.socket")
         plain = ["--no-defaults", "--user=root", f"--datadir={data}"]
         self.run("mariadb-install-db", *plain, "--skip-test-db", "--auth-root-authentication-method=normal")
-        fast = ["--skip-networking", "--skip-name-resolve", "--innodb-log-file-size=16M", "--innodb-lock-wait-timeout=900"]
+        fast = [
+            "--skip-networking",
+            "--skip-name-resolve",
+            "--innodb-log-file-size=16M",
+            "--innodb-lock-wait-timeout=900",
+        ]
         log = (self.home / "mariadb.log").open("wb")
         self._database = subprocess.Popen(
             ["mariadbd", *plain, f"--socket={sock}", *fast], env=self.environment, stdout=log, stderr=log
@@ -218,7 +225,9 @@ class Cluster:
         self.run(*client, grant)
 
     def _logs(self) -> str:
-        ends = [f"\n{log.name}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-8:]) for log in self._files()]
+        ends = [
+            f"\n{log.name}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-8:]) for log in self._files()
+        ]
         return "".join(ends)
 
     def _files(self) -> Iterator[Path]:

@@ -10,8 +10,8 @@ CONTROLLER = ["squeue", "--noheader", "--states=all", "--format=%A|%T", "--name"
 
 EARLIER = ["squeue", "--noheader", "--me", "--format=%A|%j|%Z"]
 
-GRACE_S = 600.0
-"""How long a job may be on its way back: SLURM itself holds a requeued one for two minutes."""
+GRACE_S = 120.0
+"""How long a job may stay in a state from which it comes back: one that is requeued is pending at once."""
 
 FORGOTTEN_S = 900.0
 """How long a job may be known to nobody: a new one reaches the accounting late."""

@@ -1,0 +1,187 @@
+"""`snakemake --profile slurm` on a real SLURM: the results of a local run, whatever happens to the jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import ACCOUNT, Cluster
+
+ROOT = Path(__file__).parents[2]
+STUDY = "studies=[lr_ratio]"
+SMOKE = ("scale=smoke", STUDY)
+SNAKEMAKE = [sys.executable, "-m", "snakemake"]
+
+pytestmark = pytest.mark.slurm
+
+
+class Site:
+    """A folder in which Snakemake runs, and what it says of the cluster."""
+
+    def __init__(self, cluster: Cluster, folder: Path, partition: str = "cpu") -> None:
+        self.cluster, self.folder = cluster, folder
+        folder.mkdir(exist_ok=True)
+        file = folder / "site.yaml"
+        file.write_text(f"account: {ACCOUNT}\npartition: {partition}\n")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**cluster.environment, "PATH": path, "LOWRANK_SITE": str(file)}
+
+    def start(self, *targets: str, config: tuple[str, ...] = SMOKE) -> subprocess.Popen[str]:
+        """Snakemake under the profile, from the root of the project as a user would call it."""
+        told = ["--directory", str(self.folder), "--config", *config, "--", *targets]
+        return subprocess.Popen(
+            [*SNAKEMAKE, "--profile", "slurm", *told],
+            cwd=ROOT,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def submitted(self) -> list[str]:
+        """Waits for jobs in the queue."""
+        self.cluster.until(lambda: bool(self.cluster.jobs()), "a job in the queue", 90)
+        return self.cluster.jobs()
+
+
+def ended(process: subprocess.Popen[str], ok: bool = True) -> str:
+    said, _ = process.communicate(timeout=280)
+    assert (process.returncode == 0) == ok, said
+    return said
+
+
+def scores(folder: Path) -> dict[str, object]:
+    """Run -> metrics of its scores and bytes of its history."""
+    runs = sorted((folder / "results" / "runs").iterdir())
+    return {
+        run.name: (
+            (run / "history.parquet").read_bytes(),
+            *(json.loads(file.read_text())["metrics"] for file in sorted((run / "eval").iterdir())),
+        )
+        for run in runs
+    }
+
+
+@pytest.fixture(scope="module")
+def done(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """The whole study, on the cluster."""
+    site = Site(cluster, tmp_path_factory.mktemp("cluster") / "here")
+    said = ended(site.start("all"))
+    assert "lowrank: scale smoke, studies lr_ratio" in said
+    return site
+
+
+@pytest.fixture
+def site(cluster: Cluster, done: Site, tmp_path: Path) -> Iterator[Site]:
+    """Prepared data and nothing trained, under a partition that lets nothing start until it is told to."""
+    fresh = Site(cluster, tmp_path / "here")
+    shutil.copytree(done.folder / "resources", fresh.folder / "resources")
+    cluster.run("scontrol", "update", "partition=cpu", "state=down")
+    yield fresh
+    cluster.run("scontrol", "update", "partition=cpu", "state=up", check=False)
+    cluster.run("scancel", "--me", check=False)
+
+
+def one_run(done: Site) -> str:
+    run = next(iter(scores(done.folder)))
+    return f"results/runs/{run}/manifest.json"
+
+
+def up(cluster: Cluster) -> None:
+    cluster.run("scontrol", "update", "partition=cpu", "state=up")
+
+
+def states(cluster: Cluster, jobs: list[str]) -> list[str]:
+    return cluster.run("sacct", "-X", "-n", "-o", "state%30", "-j", ",".join(jobs)).split()
+
+
+def test_the_cluster_gives_what_one_machine_gives(done: Site, tmp_path: Path) -> None:
+    told = ["--cores", "2", "--directory", str(tmp_path), "--config", *SMOKE, "--", "all"]
+    subprocess.run([*SNAKEMAKE, *told], cwd=ROOT, env=done.environment, check=True, capture_output=True)
+    assert scores(tmp_path) == scores(done.folder)
+    assert (done.folder / "reports" / "index.html").is_file()
+
+
+def test_jobs_ask_for_what_the_plan_says(done: Site) -> None:
+    asked = done.cluster.run("sacct", "-X", "-n", "-P", "-o", "account,partition,reqmem,timelimitraw,jobname").split()
+    assert asked
+    for account, partition, memory, minutes, name in (line.split("|") for line in asked):
+        assert (account, partition, memory, minutes) == (ACCOUNT, "cpu", "1000M", "10")
+        assert name.startswith("lowrank_")
+
+
+def test_a_second_call_submits_nothing(done: Site) -> None:
+    assert "Nothing to be done" in ended(done.start("all"))
+
+
+def test_a_cancelled_job_is_submitted_again(site: Site, done: Site) -> None:
+    process = site.start(one_run(done))
+    first = site.submitted()
+    site.cluster.run("scancel", *first)
+    up(site.cluster)
+    said = ended(process)
+    assert "CANCELLED: it was cancelled" in said
+    assert {run: scores(done.folder)[run] for run in scores(site.folder)} == scores(site.folder)
+
+
+@pytest.mark.parametrize("daemon", ["slurmdbd", "slurmctld"])
+def test_an_outage_is_waited_out(daemon: str, site: Site, done: Site) -> None:
+    """The stock executor forgets its jobs then, and waits for ever."""
+    process = site.start(one_run(done))
+    jobs = site.submitted()
+    site.cluster.kill(daemon)
+    if daemon == "slurmdbd":  # the job runs and ends while the accounting is away
+        up(site.cluster)
+        said = ended(process)
+        site.cluster.start_accounting()
+    else:
+        time.sleep(25)  # two looks at the queue
+        assert process.poll() is None
+        site.cluster.start_controller()
+        up(site.cluster)
+        said = ended(process)
+    assert "1 of 1 steps (100%) done" in said
+    assert len(jobs) == 1
+
+
+def test_jobs_of_a_killed_snakemake_are_not_doubled(site: Site, done: Site) -> None:
+    first = site.start(one_run(done))
+    jobs = site.submitted()
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    said = ended(site.start(one_run(done)), ok=False)
+    assert f"1 jobs of an earlier call still run in this folder: {jobs[0]}" in said
+    assert f"scancel {jobs[0]}" in said
+    assert site.cluster.jobs() == jobs
+    site.cluster.run("scancel", *jobs)
+    site.cluster.until(lambda: not site.cluster.jobs(), "an empty queue")
+    up(site.cluster)
+    ended(site.start(one_run(done)))
+
+
+def test_a_scale_that_nobody_named_is_refused(done: Site, tmp_path: Path) -> None:
+    """--config on the command line replaces the profile's own, and laptop scale is no use on a cluster."""
+    said = ended(Site(done.cluster, tmp_path / "other").start("all", config=(STUDY,)), ok=False)
+    assert "no scale was given for this cluster" in said
+    assert done.cluster.jobs() == []
+
+
+@pytest.mark.slow
+def test_a_job_that_is_pre_empted_for_good_is_submitted_again(cluster: Cluster, site: Site, done: Site) -> None:
+    """PreemptMode=CANCEL: the stock executor takes PREEMPTED for a job that comes back, and waits for ever."""
+    up(cluster)
+    cluster.run("scontrol", "update", "partition=gpu-preempt", "preemptmode=cancel")
+    other = Site(cluster, site.folder, partition="gpu-preempt")
+    process = other.start(one_run(done))
+    cluster.until(lambda: bool(cluster.jobs("-t", "running")), "a job that runs", 90)
+    cluster.run("srun", "-p", "cpu", "-c", "16", "--mem", "500", "sleep", "1")
+    assert "PREEMPTED: it was pre-empted and not requeued" in ended(process)
