@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from lowrank import registry
-from lowrank.measure.step import Step
+from lowrank.measure.step import Batch, Step, model_loss
 from lowrank.measure.storages import model_tensors, optimizer_bytes, saved_tensors, storage_bytes
 from lowrank.methods.chain import Chain
 from lowrank.spec import TrainSpec
+from lowrank.tasks import TASKS, Task
 
 TRAIN = TrainSpec(lr=1e-4, steps=1)
 
@@ -155,17 +157,25 @@ class Arm:
 class ChainArm(Arm):
     """A chain of ours, stepped as the training loop steps it."""
 
-    def __init__(self, model: nn.Module, batch: dict[str, Tensor], *parts: Any, autocast: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, batch: dict[str, Tensor], *parts: Any, autocast: bool = False, task: str | None = None
+    ) -> None:
         self.chain = Chain.build([registry.parse_options(part) for part in parts]).attach(model)
         super().__init__(model, self.chain.optimizer(TRAIN), batch, autocast)
         precision: Any = "bf16" if autocast else "fp32"
-        self.one = Step(model, self.chain, self.optimizer, batch, precision=precision)
+        loss = model_loss if task is None else functools.partial(mean_loss, TASKS[task])
+        self.one = Step(model, self.chain, self.optimizer, batch, loss, precision)
 
     def forward(self) -> Tensor:
         return self.one.forward()
 
     def __call__(self) -> None:
         self.one.take()
+
+
+def mean_loss(task: Task, model: nn.Module, batch: Batch) -> Tensor:
+    """The loss as the training loop takes it; without a task an arm takes the model's own, as its peers do."""
+    return task.loss(model, batch) / task.units(batch)
 
 
 def peer_arm(model: nn.Module, batch: dict[str, Tensor], autocast: bool = False) -> Arm:

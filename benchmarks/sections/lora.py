@@ -152,7 +152,7 @@ def llama(size: Size) -> Section:
     shape = size.llama
     builds: dict[str, Build] = {
         "PEFT LoRA": lambda: peft_lora(shape),
-        "lora+lean": lambda: own(shape, "lora", "lean"),
+        "lora+lean": lambda: own(shape, "lora", "lean", task="causal_lm"),
     }
     times, saved, arms = measure(builds, size.rounds)
     goals = (
@@ -167,16 +167,6 @@ def llama(size: Size) -> Section:
             what="lora+lean, saved activations, of PEFT's LoRA (L)",
             measured=Spread.exact(saved["lora+lean"] / saved["PEFT LoRA"]),
             at_most=0.50,
-            note=_loss_share(shape, saved),
         ),
     )
     return Section(title="LLaMA-60M", setting=f"{shape}; float32, rank 8, AdamW", arms=arms, goals=goals)
-
-
-def _loss_share(shape: Shape, saved: dict[str, Any]) -> str:
-    logits = shape.examples * shape.tokens * shape.vocabulary * FLOAT
-    rest = (saved["lora+lean"] - logits) / (saved["PEFT LoRA"] - logits)
-    return (
-        f"The loss saves {logits / 2**20:.0f} MiB in both, the probabilities of {shape.vocabulary} tokens at each "
-        f"position; without them the ratio is {rest:.3f}. A loss in chunks belongs to the task, not to a part."
-    )
