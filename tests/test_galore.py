@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowrank.methods.galore_optimizer import GaloreOptimizer
 from lowrank.methods.galore_projector import bases, sides, state_numel
 from tests.galore_steps import spread, steps
-from tests.tolerances import BIT_EXACT, FLOAT64_IDENTITY, GALORE_ENERGY
+from tests.tolerances import BIT_EXACT, FLOAT32_ORTHOGONAL, FLOAT64_IDENTITY, GALORE_ENERGY
 
 PROJECTORS = ["std", "reverse", "left", "right", "full"]
 SHAPES = [(7, 5), (5, 7), (6, 6), (3, 8, 5), (2, 4, 9)]
@@ -51,6 +51,32 @@ def test_the_gram_matrix_captures_the_energy_of_the_svd_in_float32_and_at_any_sc
     for scale in (1.0, 1e-25, 1e25):
         basis = bases(gradient * scale, 8, "std")["projector_left"]
         GALORE_ENERGY.check((basis.T @ gradient).square().sum(), largest)
+
+
+@given(
+    rows=st.integers(1, 24),
+    cols=st.integers(1, 24),
+    true=st.integers(0, 24),
+    share=st.floats(0.05, 1),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    layout=st.sampled_from(["rows", "columns", "stacked"]),
+)
+def test_a_part_of_the_spectrum_is_the_head_of_the_whole(
+    rows: int, cols: int, true: int, share: float, dtype: torch.dtype, layout: str
+) -> None:
+    """Below half of it and above, where LAPACK is asked otherwise; also of gradients without full rank."""
+    inner = min(true, rows, cols)
+    gradient = torch.randn(rows, inner, dtype=dtype) @ torch.randn(inner, cols, dtype=dtype)
+    gradient = {"rows": gradient, "columns": gradient.mT.contiguous().mT, "stacked": torch.stack([gradient] * 2)}[
+        layout
+    ]
+    rank = max(1, round(share * min(rows, cols)))
+    (basis,) = bases(gradient, rank, "std").values()
+    assert basis.shape == (*gradient.shape[:-2], min(rows, cols), rank)
+    FLOAT32_ORTHOGONAL.check(basis.mT @ basis, torch.eye(rank, dtype=dtype).expand(*basis.shape[:-2], rank, rank))
+    held = (gradient @ basis if rows >= cols else basis.mT @ gradient).double().square().sum((-2, -1))
+    best = torch.linalg.svdvals(gradient.double())[..., :rank].square().sum(-1)
+    GALORE_ENERGY.check(held, best)
 
 
 def test_a_gradient_that_is_zero_or_not_finite_still_gets_a_basis() -> None:

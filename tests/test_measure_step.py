@@ -46,6 +46,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "contextual_sparsity": {"dense_steps": 0, "dense_tokens": "none"},
     "galore": {"rank": 4},
     "hira": {"rank": 4},
+    "low_rank": {"rank": 4},
     "prune": {"start": 1},
     "velora": {"num_groups": 8},
 }

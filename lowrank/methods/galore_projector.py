@@ -56,18 +56,48 @@ def bases(gradient: Tensor, rank: int, projector: Projector) -> dict[str, Tensor
     work = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     # Divided by its largest entry, because squares of small gradients leave float32's range. A gradient
     # that is not finite gets some basis: its update is not finite either, and the loop calls it diverged.
-    largest = work.abs().amax((-2, -1), keepdim=True)
-    work = (work / largest.clamp_min(torch.finfo(work.dtype).tiny)).nan_to_num(0.0, 0.0, 0.0)
+    largest = torch.linalg.vector_norm(work, torch.inf, (-2, -1), keepdim=True)
+    work = (work / largest.clamp_min(torch.finfo(work.dtype).tiny)).nan_to_num_(0.0, 0.0, 0.0)
     tall = rows >= cols
     upright = work if tall else work.mT
-    vectors = torch.linalg.eigh(upright.mT @ upright).eigenvectors
-    short = _signed(vectors.flip(-1)[..., :rank])
+    short = _signed(right_singular_vectors(upright, min(rank, upright.shape[-1])))
     found = {"projector_right" if tall else "projector_left": short}
     if left if tall else right:
         long = _signed(torch.linalg.qr(upright @ short).Q)
         found["projector_left" if tall else "projector_right"] = long
     kept = {"projector_left": left, "projector_right": right}
     return {key: value.to(gradient.dtype).contiguous() for key, value in found.items() if kept[key]}
+
+
+@torch.library.custom_op("lowrank::right_singular_vectors", mutates_args=())
+def right_singular_vectors(upright: Tensor, count: int) -> Tensor:
+    """The leading eigenvectors of the Gram matrix, largest first: (..., m, n) -> (..., n, count), for m >= n."""
+    vectors: Tensor = torch.linalg.eigh(upright.mT @ upright).eigenvectors
+    return vectors.flip(-1)[..., :count].contiguous()
+
+
+@right_singular_vectors.register_kernel("cpu")
+def _(upright: Tensor, count: int) -> Tensor:
+    # LAPACK as scipy opens it up: one triangle of the Gram matrix, and only the part of the spectrum that is
+    # wanted, where torch computes all of both.
+    from scipy.linalg import blas, eigh
+
+    rows, size = upright.shape[-2:]
+    triangle = blas.ssyrk if upright.dtype == torch.float32 else blas.dsyrk
+    part = [size - count, size - 1] if 2 * count <= size else None  # all of it is found faster without bounds
+    driver = "evd" if part is None else "evr"
+    found = []
+    for one in upright.reshape(-1, rows, size).numpy():
+        # Either way it is A^T A; what lies in memory as LAPACK wants it is not copied.
+        gram = triangle(1.0, one, trans=1) if one.flags.f_contiguous else triangle(1.0, one.T)
+        vectors = eigh(gram, lower=False, driver=driver, subset_by_index=part, check_finite=False, overwrite_a=True)[1]
+        found.append(torch.from_numpy(vectors[:, ::-1][:, :count].copy()))
+    return torch.stack(found).reshape(*upright.shape[:-2], size, count)
+
+
+@right_singular_vectors.register_fake
+def _(upright: Tensor, count: int) -> Tensor:
+    return upright.new_empty((*upright.shape[:-2], upright.shape[-1], count))
 
 
 def _signed(columns: Tensor) -> Tensor:
