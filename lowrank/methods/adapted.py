@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lowrank.errors import ConfigError
+from lowrank.targets import is_transposed
 
 
 class AdaptedLinear(nn.Module):
@@ -73,8 +73,9 @@ class AdaptedLinear(nn.Module):
 
 def features(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear layer, however its weight is laid out."""
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.weight.shape[1]
+    if is_transposed(module):
+        width_in, width_out = cast(Tensor, module.weight).shape
+        return width_in, width_out
     return cast(int, module.in_features), cast(int, module.out_features)
 
 
@@ -83,7 +84,7 @@ def dense_weight(module: nn.Module) -> Tensor:
     if hasattr(module, "dense_weight"):
         return cast(Tensor, cast(Any, module).dense_weight())
     weight = cast(Tensor, module.weight)
-    return weight.t() if isinstance(module, Conv1D) else weight
+    return weight.t() if is_transposed(module) else weight
 
 
 @torch.no_grad()

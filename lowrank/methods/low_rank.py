@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import dense_weight, replace
@@ -17,7 +16,7 @@ from lowrank.methods.drift import Drift, drift_of
 from lowrank.methods.part import Part
 from lowrank.spec import PartOptions
 from lowrank.strict import PositiveInt
-from lowrank.targets import ALL_LINEAR, select
+from lowrank.targets import ALL_LINEAR, is_transposed, select
 
 
 class LowRank(Part):
@@ -60,7 +59,7 @@ class LowRank(Part):
         holders = [id(parameter) for owner in model.modules() for parameter in owner._parameters.values()]
         for name in select(model, self.options.targets):
             module: Any = model.get_submodule(name)
-            if type(module) not in (nn.Linear, Conv1D):
+            if type(module) is not nn.Linear and not is_transposed(module):
                 raise ConfigError(f"low_rank: {name!r} is a {type(module).__name__}; allowed: Linear, Conv1D")
             limit = min(dense_weight(module).shape)
             if self.options.rank > limit:
@@ -104,7 +103,7 @@ class FactoredLinear(nn.Module):
         super().__init__()
         weight = dense_weight(base)
         self.out_features, self.in_features = weight.shape
-        self.transposed = isinstance(base, Conv1D)
+        self.transposed = is_transposed(base)
         # In float32 at least: half precision has no SVD.
         U, S, Vh = torch.linalg.svd(weight if weight.dtype == torch.float64 else weight.float(), full_matrices=False)
         root = S[:rank].sqrt()
@@ -126,6 +125,8 @@ class FactoredLinear(nn.Module):
         weight = self.dense_weight()
         layer: nn.Module
         if self.transposed:
+            from transformers.pytorch_utils import Conv1D
+
             layer = Conv1D(self.out_features, self.in_features)
             weight = weight.t().contiguous()
         else:

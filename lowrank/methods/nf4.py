@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import replace
@@ -16,7 +15,7 @@ from lowrank.methods.drift import Drift
 from lowrank.methods.nf4_linear import Nf4Linear
 from lowrank.methods.part import Part
 from lowrank.spec import PartOptions
-from lowrank.targets import ALL_LINEAR, select
+from lowrank.targets import ALL_LINEAR, is_transposed, select
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -67,7 +66,7 @@ class Nf4(Part):
                 owners.setdefault(id(parameter), []).append(name)
         for name in select(model, self.options.targets):
             module: Any = model.get_submodule(name)
-            if type(module) not in (nn.Linear, Conv1D):
+            if type(module) is not nn.Linear and not is_transposed(module):
                 raise ConfigError(f"nf4: {name!r} is a {type(module).__name__}; allowed: Linear, Conv1D")
             if module.weight.dtype not in DTYPES.values():
                 raise ConfigError(f"nf4: {name!r} holds {module.weight.dtype}; allowed: {', '.join(DTYPES)}")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from lowrank.methods.adapted import dense_weight, features
 from lowrank.methods.bnb import bnb, dynamic_map
@@ -109,9 +108,9 @@ class Nf4Linear(nn.Module):
         """A layer of the class it was made from, frozen, with the dense weight."""
         weight = self.dense_weight()
         plain: nn.Module
-        if self.layout is Conv1D:
+        if self.layout is not nn.Linear:
             with torch.device("meta"):
-                plain = Conv1D(self.out_features, self.in_features)
+                plain = self.layout(self.out_features, self.in_features)
             weight = weight.t().contiguous()
         else:
             plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")

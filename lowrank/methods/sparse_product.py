@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from lowrank.methods.adapted import dense_weight
 from lowrank.methods.galore_projector import bases
+from lowrank.targets import is_transposed
 
 
 class _Picked(torch.autograd.Function):
@@ -81,7 +81,7 @@ def lay_out(base: nn.Module, columns: bool | None) -> None:
         columns: whether columns are picked; None puts the usual layout back.
     """
     weight = getattr(base, "weight", None)
-    if not isinstance(base, nn.Linear | Conv1D) or not isinstance(weight, nn.Parameter):
+    if not (isinstance(base, nn.Linear) or is_transposed(base)) or not isinstance(weight, nn.Parameter):
         return
     transposed = columns is not None and columns == isinstance(base, nn.Linear)
     weight.data = weight.data.t().contiguous().t() if transposed else weight.data.contiguous()
