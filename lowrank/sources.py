@@ -28,7 +28,11 @@ def _shaped(pattern: str, allowed: str) -> AfterValidator:
 
 
 Sha256 = Annotated[str, _shaped("[0-9a-f]{64}", "64 hex digits")]
-Commit = Annotated[str, _shaped("[0-9a-f]{40}", "a whole commit, 40 hex digits, since a branch or tag may move")]
+UNSTATED = "unstated"
+"""A hub card's revision where no commit could be verified: it can be planned; fetching it says what to do."""
+
+_COMMIT = "a whole commit, 40 hex digits, since a branch or tag may move"
+Commit = Annotated[str, _shaped(f"[0-9a-f]{{40}}|{UNSTATED}", _COMMIT)]
 Repository = Annotated[str, _shaped(f"{NAME_PATTERN}(/{NAME_PATTERN})?", "owner/name")]
 FileName = Annotated[str, StringConstraints(min_length=1), AfterValidator(_inside)]
 

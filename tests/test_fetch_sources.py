@@ -51,6 +51,12 @@ def test_hub_files_come_at_the_revision(card_files: CardFiles, tmp_path: Path, m
     assert list(check_seal(folder)["files"]) == ["config.json"]
 
 
+def test_a_hub_card_without_a_revision_says_how_to_state_it(card_files: CardFiles, tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"states no revision of owner/tiny.*owner/tiny/commits/main shows first"):
+        fetch(hub_card(card_files, revision="unstated"), tmp_path / "downloads")
+    assert not (tmp_path / "downloads" / "x").exists()
+
+
 def test_hub_files_that_differ_or_are_missing(
     card_files: CardFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

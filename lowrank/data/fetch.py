@@ -16,7 +16,7 @@ from lowrank.cards import Card, ModelCard, data_card, model_card, run_pins, run_
 from lowrank.data.archives import download, download_wheel, extract
 from lowrank.errors import IntegrityError, UnavailableError
 from lowrank.files import MANIFEST, check_seal, digest_file, read_json, replacing_folder, seal, sha256_file
-from lowrank.sources import HubSource, LocalSource, TrainedSource, UrlSource, WheelSource
+from lowrank.sources import UNSTATED, HubSource, LocalSource, TrainedSource, UrlSource, WheelSource
 from lowrank.spec import run_id
 
 DOWNLOADS = Path("resources/downloads")
@@ -156,6 +156,12 @@ def _fill_from_urls(card: Card, source: UrlSource, folder: Path) -> str:
 
 
 def _fill_from_hub(card: Card, source: HubSource, folder: Path) -> str:
+    if source.revision == UNSTATED:
+        raise UnavailableError(
+            f"card {card.name!r}: states no revision of {source.repository}, since none could be verified; put the "
+            f"commit that https://huggingface.co/{source.repository}/commits/main shows first into source.revision, "
+            "fetch the card again, and put the sha256 of each file, which its manifest then says, into source.files"
+        )
     prefetched = _prefetched()
     snapshot = prefetched / source.repository.replace("/", "--") if prefetched else None
     if snapshot is not None and snapshot.is_dir():
