@@ -18,6 +18,7 @@ from lowrank.report import (  # noqa: F401 - importing registers the kinds
     figures,
     pivot,
     records,
+    reshape,
     scatter,
     style,
     tables,

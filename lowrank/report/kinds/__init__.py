@@ -23,6 +23,7 @@ from lowrank.report.kinds.figures import Bars, Curves, Lines, Scatter
 from lowrank.report.kinds.tables import (
     Arithmetic,
     ArithmeticRow,
+    Averages,
     CountRow,
     Counts,
     Course,
@@ -34,11 +35,13 @@ from lowrank.report.kinds.tables import (
     Settings,
     Summary,
     Tuned,
+    Unpivot,
 )
 
 __all__ = [
     "Arithmetic",
     "ArithmeticRow",
+    "Averages",
     "Bars",
     "Case",
     "CellRef",
@@ -71,6 +74,7 @@ __all__ = [
     "TableView",
     "TiedClaim",
     "Tuned",
+    "Unpivot",
     "Value",
     "Where",
     "WithinClaim",

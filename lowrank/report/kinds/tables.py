@@ -87,6 +87,40 @@ class Pivot(TableView):
         return (self.table,)
 
 
+class Unpivot(TableView):
+    """Columns of another table as rows: one row per row and stem, where `short_loss` is `loss` of the stem `short`."""
+
+    kind: Literal["unpivot"]
+    table: Name
+    keep: tuple[str, ...]
+    """Columns that stay beside each row."""
+    into: Name
+    """The column that says which stem a row is of."""
+    stems: dict[str, str]
+    """Beginning of a column's name -> what the reader sees of it."""
+    metrics: tuple[str, ...]
+    where: Where = {}
+
+    def reads(self) -> tuple[str, ...]:
+        """The table that is turned."""
+        return (self.table,)
+
+
+class Averages(TableView):
+    """Means of columns of another table, one row per combination of `by`."""
+
+    kind: Literal["averages"]
+    table: Name
+    by: tuple[str, ...]
+    metrics: tuple[str, ...]
+    """Columns of numbers, or one of lists of numbers, which has a row for each place, numbered in `place`."""
+    where: Where = {}
+
+    def reads(self) -> tuple[str, ...]:
+        """The table that is averaged."""
+        return (self.table,)
+
+
 class Records(TableView):
     """The rows that an evaluation or an observer recorded, one after another, beside their run's columns."""
 
