@@ -10,7 +10,7 @@ from typing import Any
 from lowrank.report.checks import combine, shown_difference
 from lowrank.report.context import Context, check
 from lowrank.report.frame import need_columns, plain, select
-from lowrank.report.kinds import CompareClaim, OrderClaim, WithinClaim
+from lowrank.report.kinds import CompareClaim, OrderClaim, UnmeasurableClaim, WithinClaim
 from lowrank.report.samples import Sample, samples
 from lowrank.report.stats import Estimate, paired
 from lowrank.report.text import configuration, label, number
@@ -202,3 +202,9 @@ def _with_interval(row: dict[Any, Any], column: str) -> str:
     low, high = (plain(row.get(f"{column}_{end}")) for end in ("low", "high"))
     shown = number(plain(row[column]))
     return shown if low is None or high is None else f"{shown} [{number(low)}, {number(high)}]"
+
+
+@check(UnmeasurableClaim)
+def unmeasurable(context: Context, view: UnmeasurableClaim, optima: None) -> Finding:
+    """What no run can decide, with the reason."""
+    return Finding("impossible", view.reason)

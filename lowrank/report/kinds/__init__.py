@@ -17,6 +17,7 @@ from lowrank.report.kinds.claims import (
     ResultsSchemaClaim,
     TableClaim,
     TiedClaim,
+    UnmeasurableClaim,
     WithinClaim,
 )
 from lowrank.report.kinds.figures import Bars, Curves, Lines, Scatter
@@ -74,6 +75,7 @@ __all__ = [
     "TableView",
     "TiedClaim",
     "Tuned",
+    "UnmeasurableClaim",
     "Unpivot",
     "Value",
     "Where",

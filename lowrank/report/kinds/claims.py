@@ -135,3 +135,10 @@ class WithinClaim(TableClaim):
         if (self.equals is None) == (self.at_least is None and self.at_most is None):
             raise ValueError("give equals (with a tolerance), or at_least and at_most")
         return self
+
+
+class UnmeasurableClaim(ClaimView):
+    """A sentence that no run can decide, such as praise, or a device that is not there."""
+
+    check: Literal["unmeasurable"]
+    reason: str
