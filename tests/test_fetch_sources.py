@@ -52,7 +52,9 @@ def test_hub_files_come_at_the_revision(card_files: CardFiles, tmp_path: Path, m
 
 
 def test_a_hub_card_without_a_revision_says_how_to_state_it(card_files: CardFiles, tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match=r"states no revision of owner/tiny.*owner/tiny/commits/main shows first"):
+    with pytest.raises(
+        UnavailableError, match=r"states no revision of owner/tiny.*owner/tiny/commits/main shows first"
+    ):
         fetch(hub_card(card_files, revision="unstated"), tmp_path / "downloads")
     assert not (tmp_path / "downloads" / "x").exists()
 

@@ -28,7 +28,7 @@ def read_runs(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise IntegrityError(f"{path}: no such file")
-    runs = pd.read_csv(path)
+    runs = pd.read_csv(path).copy()  # as one block: a hundred columns come in a hundred
     absent = [column for column in NEEDED if column not in runs]
     if absent:
         raise IntegrityError(f"{path}: no column {', '.join(absent)}")

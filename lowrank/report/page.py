@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,9 @@ def _cells(executed: Any) -> list[dict[str, str]]:
 
 
 def _output(output: Any) -> str:
+    if output.output_type == "stream" and output.name == "stderr":
+        print(output.text, file=sys.stderr)  # warnings of libraries are for the log
+        return ""
     if output.output_type == "stream":
         return f"<pre>{escape(output.text)}</pre>"
     data = output.get("data", {})
