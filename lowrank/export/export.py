@@ -22,6 +22,7 @@ from lowrank.cards import ModelCard, data_card, model_card, run_pins, tokenizer_
 from lowrank.console import say
 from lowrank.data.fetch import DOWNLOADS, files_of
 from lowrank.errors import ConfigError, IntegrityError
+from lowrank.export.image_processor import write_image_processor
 from lowrank.export.model_card import origin, write_model_card
 from lowrank.export.peft_form import PeftForm, peft_form
 from lowrank.export.probe import EXAMPLES, TOKENS, probe_inputs, probe_logits
@@ -74,6 +75,7 @@ def export_run(run: str, to: To, out: Path | None = None, runs: Path = RUNS, dow
     card = model_card(spec.model.card)
     if spec.task == "classification":
         labels = list(data_card(spec.data.card).labels)
+        labels += [f"unused {index}" for index in range(len(labels), spec.model.head_classes or 0)]
     pin = _same_base(run, spec, card, runs)
     model = load_model(spec.model, spec.task, len(labels), spec.seed, downloads)
     chain = Chain.build(spec.chain).attach(model, spec.seed)
@@ -85,6 +87,7 @@ def export_run(run: str, to: To, out: Path | None = None, runs: Path = RUNS, dow
     out = out or EXPORTS / run / to
     with _quiet(), replacing_folder(out) as folder:
         tokenizer = write_tokenizer(folder, files_of(tokenizer_card(card), downloads), model)
+        write_image_processor(folder, data_card(spec.data.card).image, spec.data.image_size)
         facts: dict[str, Any] = {
             "run": run,
             "to": to,
