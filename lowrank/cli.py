@@ -125,6 +125,22 @@ def partial() -> None:
 
 
 @app.command()
+def doctor() -> None:
+    """Look for what stands in the way: versions, locks, disk, damaged results, credentials; say what to type."""
+    from lowrank.doctor import report
+
+    raise typer.Exit(report())
+
+
+@app.command()
+def verify() -> None:
+    """Re-hash every output here against what was written when it was made; name what differs and who made it."""
+    from lowrank.verify import report
+
+    raise typer.Exit(report())
+
+
+@app.command()
 def rerun(runs: Annotated[list[str], typer.Argument(help="run ids, as under results/runs")]) -> None:
     """Forget runs, so that the workflow trains them again."""
     from lowrank.run_folder import RUNS, WORK, forget

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank.cards import card_names, data_card, model_card
 from lowrank.errors import ConfigError
+from lowrank.files import MANIFEST, seal
 from lowrank.run_folder import EVALUATIONS, WORK, forget
 from lowrank.signals import StopFlag
 from lowrank.spec import DataSpec, EvalSpec, RunSpec
 from lowrank.strict import parse, suggest
+from lowrank.verify import seal_pages
 
 if TYPE_CHECKING:
     from lowrank.train.together import Member, Trained
@@ -112,7 +114,9 @@ def tables(plan: dict[str, Any], study: str) -> None:
     collect(plan, study, out / "runs.csv")
     record = load_study(study)
     views = parse_views(record.model_dump(), study)
+    (out / MANIFEST).unlink(missing_ok=True)
     build_study(study, views, out / "runs.csv", out, plan["scale"])
+    seal(out, {"study": study, "scale": plan["scale"]})
 
 
 def page(plan: dict[str, Any], study: str) -> None:
@@ -120,6 +124,7 @@ def page(plan: dict[str, Any], study: str) -> None:
     from lowrank.report.page import render_study
 
     render_study(study, STUDIES / study, REPORTS / f"{study}.html", plan["scale"])
+    seal_pages(study)
 
 
 def index(plan: dict[str, Any]) -> None:
@@ -127,6 +132,7 @@ def index(plan: dict[str, Any]) -> None:
     from lowrank.report.site import render_index
 
     render_index(list(plan["studies"]), STUDIES, REPORTS / "index.html", plan["scale"], results=RESULTS)
+    seal_pages("index")
 
 
 def partial(plan: dict[str, Any]) -> None:

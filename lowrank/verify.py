@@ -1,0 +1,126 @@
+"""Holds every output against the hashes that were written when it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowrank.errors import IntegrityError
+from lowrank.files import MANIFEST, check_seal, hash_files, read_json, sha256_file, write_json
+from lowrank.run_folder import EVALUATIONS, RUNS, WEIGHTS
+
+DOWNLOADS, PREPARED = Path("resources/downloads"), Path("resources/prepared")
+STUDIES, REPORTS = Path("results/studies"), Path("reports")
+SEALS = REPORTS / ".seals"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An output that is not what it was when it was made.
+
+    Attributes:
+        place: its path.
+        why: what is wrong with it.
+        rule: the rule of the workflow that made it.
+        remedy: the command that makes it again.
+    """
+
+    place: str
+    why: str
+    rule: str
+    remedy: str
+
+
+def seal_pages(page: str) -> None:
+    """Writes down the hashes of `reports/<page>.html` and of the pages below `reports/<page>/`."""
+    made = [REPORTS / f"{page}.html", *(REPORTS / page).rglob("*.html")]
+    names = [str(file.relative_to(REPORTS)) for file in made]
+    write_json(SEALS / f"{page}.json", {"files": hash_files(REPORTS, names)})
+
+
+def report() -> int:
+    """Prints what differs, who made it and how to make it again; returns the exit code."""
+    checked, faults = verify()
+    for fault in faults:
+        print(f"{fault.place}: {fault.why}\n  made by {fault.rule}; to make it again: {fault.remedy}")
+    print(f"{checked} outputs checked, {len(faults)} differ.")
+    return IntegrityError.exit_code if faults else 0
+
+
+def verify() -> tuple[int, list[Fault]]:
+    """Re-hashes everything that is sealed below the current folder; how many outputs, and the faults."""
+    checked, faults = 0, []
+    for fault in _all():
+        checked += 1
+        if fault is not None:
+            faults.append(fault)
+    return checked, faults
+
+
+def _all() -> Iterator[Fault | None]:
+    for folder in _folders(RUNS):
+        yield _run(folder)
+        yield from (_score(folder, file) for file in sorted((folder / EVALUATIONS).glob("*.json")))
+    for folder in _folders(DOWNLOADS):
+        yield _sealed(folder, "fetch", f"rm -r {folder} && lowrank fetch {folder.name}")
+    for folder in _folders(PREPARED):
+        yield _sealed(folder, "prepare", f"rm -r {folder} && snakemake --cores all")
+    for folder in _folders(STUDIES):
+        rule = f"tables_{folder.name}"
+        yield _sealed(folder, rule, f"snakemake --cores all --forcerun {rule} -- {folder.name}")
+    for seal in sorted(SEALS.glob("*.json")):
+        yield from _pages(seal)
+
+
+def _folders(home: Path) -> list[Path]:
+    """What stands under its own name; a folder that is being written begins with a dot."""
+    return sorted(path for path in home.glob("[!.]*") if path.is_dir())
+
+
+def _sealed(folder: Path, rule: str, remedy: str) -> Fault | None:
+    try:
+        check_seal(folder)
+    except IntegrityError as error:
+        return Fault(str(folder), str(error), rule, remedy)
+    return None
+
+
+def _run(folder: Path) -> Fault | None:
+    try:
+        pack = str(read_json(folder / MANIFEST)["pack"])
+    except (IntegrityError, KeyError, TypeError):
+        pack = ""  # what is wrong is said below
+    rule = f"train_{pack.replace('.', '_').replace('-', '_')}" if pack else "train"
+    return _sealed(folder, rule, f"lowrank rerun {folder.name} && snakemake --cores all")
+
+
+def _score(folder: Path, file: Path) -> Fault | None:
+    """A score that is part of the sealed run is checked with it; a later one names the weights that it is of."""
+    why = None
+    try:
+        manifest, record = read_json(folder / MANIFEST), read_json(file)
+        weights = manifest["files"].get(WEIGHTS)
+        if record["weights"] is not None and record["weights"] != weights:
+            why = f"is of the weights {record['weights'][:12]}, but the run holds {str(weights)[:12]}"
+    except IntegrityError as error:
+        why = str(error)
+    except (KeyError, TypeError):
+        why = "is no record of a score"
+    return None if why is None else Fault(str(file), why, "evaluate", f"rm {file} && snakemake --cores all")
+
+
+def _pages(seal: Path) -> Iterator[Fault | None]:
+    rule = "index" if seal.stem == "index" else f"page_{seal.stem}"
+    remedy = f"snakemake --cores all --forcerun {rule} -- {REPORTS / seal.stem}.html"
+    try:
+        expected = dict(read_json(seal)["files"])
+    except (IntegrityError, KeyError, TypeError, ValueError):
+        yield Fault(str(seal), "names no pages, so it is damaged", rule, remedy)
+        return
+    for name, sha256 in expected.items():
+        page = REPORTS / name
+        why = None if page.is_file() else "was made, but is not there"
+        if why is None and (found := sha256_file(page)) != sha256:
+            why = f"sha256 is {found}, was {sha256}"
+        yield None if why is None else Fault(str(page), why, rule, remedy)
