@@ -29,7 +29,8 @@ def drawn(context, name):
 
 
 def texts(axes):
-    return [text.get_text() for text in axes.texts]
+    named = axes.get_legend().get_texts() if axes.get_legend() else []
+    return [text.get_text() for text in [*axes.texts, *named]]
 
 
 def with_events(folder, runs, length=8):
@@ -159,6 +160,7 @@ def test_a_method_has_one_colour_and_one_place():
     assert one[0].colour == other[3].colour == METHODS["lora"]
     assert one[1].colour == other[1].colour
     assert one[2].colour == other[0].colour == INK
+    assert one[2].dash != one[0].dash == one[1].dash  # a control is told apart without colour too
     arms = in_order([({"arm": arm}, 0) for arm in ("galore", "full", "lora")])
     assert [keys["arm"] for keys, _ in arms] == ["full", "lora", "galore"]
     assert place("lora_large") < place("galore") < place("unheard_of")

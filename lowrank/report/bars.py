@@ -30,7 +30,7 @@ def bars(context: Context, name: str) -> Figure:
     table = context.table(view.table)
     need_columns(table, [*view.rows, *view.series, *columns], place)
     table = select(table, view.where, place)
-    bands = in_order(groups(table, view.rows))
+    bands = in_order(groups(table, view.rows, sort=False))
     labels = [look.label for look in looks([keys for keys, _ in bands], context.views.titles)]
     members = _members(table, view)
     drawn = looks(members or [keys for keys, _ in bands], context.views.titles)
@@ -64,7 +64,7 @@ def bars(context: Context, name: str) -> Figure:
 
 
 def _members(table: pd.DataFrame, view: Bars) -> list[dict[str, Any]]:
-    return [keys for keys, _ in in_order(groups(table, view.series))] if view.series else []
+    return [keys for keys, _ in in_order(groups(table, view.series, sort=False))] if view.series else []
 
 
 def _only(rows: pd.DataFrame, member: dict[str, Any], place: str) -> pd.DataFrame:

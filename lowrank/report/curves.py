@@ -62,7 +62,7 @@ def _heights(axes: Axes, means: list[pd.Series[float]], log: bool) -> None:
 def _named(look: Look, rows: pd.DataFrame) -> Look:
     seeds, planned = int(rows["seeds"].max()), int(rows["seeds_planned"].max())
     label = look.label if seeds == planned else f"{look.label} ({seeds} of {planned} seeds)"
-    return Look(label, look.colour, look.marker, look.dash)
+    return Look(label, look.colour, "", look.dash)
 
 
 def _curve(axes: Axes, course: Course, rows: pd.DataFrame, look: Look) -> tuple[float, float] | None:

@@ -18,8 +18,8 @@ from lowrank.report.kinds import Lines
 from lowrank.report.style import INK, MUTED, PAPER, SETTINGS, Look, in_order, looks
 from lowrank.report.text import number, rate
 
-Reference = tuple[float, Look]
-"""The height of a dashed line, and its name."""
+ROW_CHARACTERS, MARGIN_CHARACTERS = 64, 24
+"""Letters of a legend's row, and of a name beside the axes."""
 
 SIZE = (5.6, 4.0)
 """Inches; read at full width on a phone, two beside each other on a page."""
@@ -88,9 +88,9 @@ def padded(values: list[float], log: bool) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _guides(axes: Axes, view: Lines, reference: pd.DataFrame, titles: Mapping[str, str]) -> list[Reference]:
+def _guides(axes: Axes, view: Lines, reference: pd.DataFrame, titles: Mapping[str, str]) -> list[Look]:
     """Thin lines at the values the document names; dashed ones at the reference rows, which are returned."""
-    found: list[Reference] = []
+    found: list[Look] = []
     for guide in view.guides:
         axes.axhline(guide, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
     if view.guides:
@@ -99,7 +99,7 @@ def _guides(axes: Axes, view: Lines, reference: pd.DataFrame, titles: Mapping[st
     for _, row in reference[reference[view.y].notna()].iterrows():
         axes.axhline(row[view.y], color=INK, linewidth=1.4, linestyle="--", gid="reference")
         label = f"{titles.get(row['arm'], row['arm'])} {row[view.y]:.4g}"
-        found.append((float(row[view.y]), Look(label, INK, "", "--")))
+        found.append(Look(label, INK, "", "--"))
     return found
 
 
@@ -142,39 +142,33 @@ def _flag(rows: pd.DataFrame, column: str, values: tuple[str, ...]) -> pd.Series
     return rows[column].isin(values) if column in rows else pd.Series(False, index=rows.index)
 
 
-def _name_series(
-    axes: Axes, view: Lines, ends: list[tuple[tuple[float, float], Look]], references: list[Reference]
-) -> None:
-    """Names at the lines' ends where all end at the same x, else a legend above the axes: no name covers a line."""
-    if len({x for (x, _), _ in ends}) > 1 or (ends and view.dodge):
-        legend(axes, [look for _, look in ends] + [look for _, look in references])
-        return
-    name_ends(axes, ends)
-    for y, look in references:
-        axes.annotate(look.label, (1, y), xycoords=("axes fraction", "data"), xytext=(0, 3), ha="right",
-                      textcoords="offset points", fontsize="small", color=INK)  # fmt: skip
+def _name_series(axes: Axes, view: Lines, ends: list[tuple[tuple[float, float], Look]], references: list[Look]) -> None:
+    """Names at the lines' ends; a legend where they would be far from their lines, or where a reference has one."""
+    if ends and (view.dodge or references):
+        legend(axes, [look for _, look in ends] + references)
+    else:
+        name_ends(axes, ends)
 
 
 def legend(axes: Axes, named: list[Look]) -> None:
-    """A legend above the axes, in one row where four fit."""
+    """A legend above the axes, as many in a row as fit."""
     handles = [
         axes.plot([], [], linestyle=look.dash, marker=look.marker, color=look.colour, markersize=6)[0] for look in named
     ]
-    axes.legend(handles, [look.label for look in named], loc="lower center", bbox_to_anchor=(0.5, 1.0),
-                ncols=len(named) if len(named) < 5 else 3, fontsize="small", handlelength=1.8,
-                columnspacing=1.2)  # fmt: skip
+    longest = max(len(look.label) for look in named)
+    columns = max(1, min(len(named), ROW_CHARACTERS // (longest + 6)))
+    axes.legend(handles, [look.label for look in named], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns,
+                fontsize="small", handlelength=1.8, columnspacing=1.2)  # fmt: skip
 
 
 def name_ends(axes: Axes, ends: list[tuple[tuple[float, float], Look]]) -> None:
-    """Names beside the ends of lines: in the margin for those that reach the right, at the end for others."""
+    """Names in the margin beside the lines' ends; a legend where they end apart or a name would eat the axes."""
     if not ends:
         axes.text(0.5, 0.5, "no run has finished", transform=axes.transAxes, ha="center", color=MUTED)
         return
-    right = max(x for (x, _), _ in ends)
-    for end, look in ((end, look) for end, look in ends if end[0] < right):
-        axes.annotate(look.label, end, xytext=(7, 0), textcoords="offset points", va="center", color=look.colour,
-                      fontsize="small")  # fmt: skip
-    ends = [(end, look) for end, look in ends if end[0] == right]
+    if len({x for (x, _), _ in ends}) > 1 or max(len(look.label) for _, look in ends) > MARGIN_CHARACTERS:
+        legend(axes, [look for _, look in ends])
+        return
     low, high = axes.get_ylim()
     to_axes = axes.transScale.transform
     span = [float(to_axes((1, value))[1]) for value in (low, high)]

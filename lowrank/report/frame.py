@@ -158,10 +158,10 @@ def by_seed(rows: pd.DataFrame, metric: str) -> dict[int, float]:
     return {int(seed): float(value) for seed, value in zip(good["seed"], good[metric])}
 
 
-def groups(frame: pd.DataFrame, by: tuple[str, ...]) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """The rows of each combination of `by`, in order of first appearance sorted by value; missing values count."""
+def groups(frame: pd.DataFrame, by: tuple[str, ...], *, sort: bool = True) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """The rows of each combination of `by`, by value or in order of appearance; missing values count."""
     found = []
-    for key, rows in frame.groupby(list(by), dropna=False, sort=True):
+    for key, rows in frame.groupby(list(by), dropna=False, sort=sort):
         values: tuple[Any, ...] = key if isinstance(key, tuple) else (key,)
         keys = {name: None if pd.isna(value) else value for name, value in zip(by, values)}
         found.append((keys, rows))

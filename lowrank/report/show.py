@@ -5,20 +5,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from lowrank.files import read_json, read_yaml
 from lowrank.report import style
 from lowrank.report.build import RUNS, open_study
 from lowrank.report.html import Last, badge, escape, rows_fragment, table_fragment
 from lowrank.report.inline import inline_svg
+from lowrank.report.kinds import Counts
 from lowrank.report.ledger import REPORTED
 from lowrank.report.run_page import run_link
 from lowrank.report.verdicts import VERDICTS, published
 from lowrank.report.views import parse_views
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class Html:
@@ -57,6 +57,9 @@ class Report:
         views = parse_views(self.raw, study)
         csv = self.folder / "runs.csv"
         self.context = open_study(study, views, csv, self.folder, scale, reported=Path(reported), runs=Path(runs))
+        # Counting needs torch and seconds, and no run enters it: the page shows what was written.
+        counted = [name for name, view in views.tables.items() if isinstance(view, Counts)]
+        self.context.tables |= {name: pd.read_csv(self.folder / f"{name}.csv") for name in counted}
         self.record: dict[str, Any] = read_json(self.folder / "claims.json")
 
     def summary(self) -> Html:
@@ -127,7 +130,12 @@ class Report:
         runs = self.context.runs
         by = [column for column in ("arm", "rank", "alpha", "budget") if column in runs]
         counts = runs.groupby(by, dropna=False)["seed"].nunique().groupby("arm").agg(["min", "max"])
-        shown = [f"{arm} {low}" if low == high else f"{arm} {low} to {high}" for arm, low, high in counts.itertuples()]
+        low, high = counts["min"].min(), counts["max"].max()
+        if low == high:
+            return f"{low} for each configuration"
+        titles = self.context.views.titles
+        spans = [(titles.get(arm, arm), *span) for arm, *span in counts.itertuples()]
+        shown = [f"{arm} {low}" if low == high else f"{arm} {low} to {high}" for arm, low, high in spans]
         return ", ".join(shown) + " for each configuration"
 
     def _scale_note(self) -> str:

@@ -28,6 +28,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p", "h")
 DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 """For series that share a colour: variants of one method."""
 
+CONTROLS = {"full": 1, "linear_probe": 2, "base": 3}
+"""Where in `DASHES` the lines of controls begin, so that they are told from methods without colour."""
+
 VARIABLES = {PAPER: "--paper", INK: "--ink", MUTED: "--muted", GRID: "--rule"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
 }
@@ -133,9 +136,10 @@ def looks(series: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None 
         chosen = colour or next(free)
         variant = used[chosen]
         used[chosen] += 1
-        marker, dash = _marker(chosen, variant), DASHES[variant % len(DASHES)]
-        if keys.get("arm") == "full":
-            marker, dash = "X", "--"
+        dash = DASHES[(variant + CONTROLS.get(method(str(keys.get("arm"))) or "", 0)) % len(DASHES)]
+        marker = _marker(chosen, variant)
+        if chosen == INK and variant == 0:
+            marker = "X"
         found.append(Look(_words(keys, compared, titles or {}), chosen, marker, dash))
     return found
 
