@@ -1,6 +1,7 @@
 """All methods beside their peers, in one run: `python -m benchmarks.methods`.
 
-Writes benchmarks/results/methods.json and the tables that show it. `--quick` runs everything on tiny shapes in
+Writes benchmarks/results/methods.json and the tables that show it. `--only` shows some sections, and with `--again`
+puts them into that result, where they then say when they were measured. `--quick` runs everything on tiny shapes in
 seconds, to see that it works; such figures mean nothing and are written nowhere unless `--output` says where.
 """
 
@@ -20,7 +21,8 @@ from benchmarks.isolated import isolated
 from benchmarks.models import FULL, QUICK, Size
 from benchmarks.records import Report, Section
 from benchmarks.sections import galore, hira_velora, lora, lte, nf4, peak, precision, sparse
-from benchmarks.tables import RESULT, tables, write_pages
+from benchmarks.tables import RESULT, load, tables, write_pages
+from lowrank.errors import ConfigError
 from lowrank.files import write_json
 from lowrank.measure import device_facts
 from lowrank.methods.bnb import bnb
@@ -78,17 +80,35 @@ def measure(size: Size, names: list[str]) -> Report:
     )
 
 
+def replaced(old: Report, new: Report) -> Report:
+    """The old result with the sections of the new one.
+
+    Raises:
+        ConfigError: the new one is of another machine or of other packages.
+    """
+    for what in ("cpu", "cores", "bf16", "versions"):
+        before, now = getattr(old, what), getattr(new, what)
+        if before != now:
+            raise ConfigError(f"benchmarks: {what} {now!r}, the result has {before!r}; allowed: a run of all sections")
+    fresh = {s.title: s.model_copy(update={"again": f"{new.date} at {new.commit}"}) for s in new.sections}
+    return old.model_copy(update={"sections": tuple(fresh.get(s.title, s) for s in old.sections)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description="All methods beside their peers.")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: whether everything runs")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some sections, shown only")
+    parser.add_argument("--again", action="store_true", help="put the sections into the committed result")
     parser.add_argument("--output", type=Path, help=f"a JSON file; otherwise {RESULT.name}, for a run that is whole")
     told = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
     report = measure(QUICK if told.quick else FULL, told.only)
     print(tables(report))
     whole = not told.quick and set(told.only) == set(SECTIONS)
-    if told.output or whole:
+    if told.again and not told.quick:
+        write_json(RESULT, replaced(load(), report).model_dump())
+        write_pages()
+    elif told.output or whole:
         write_json(told.output or RESULT, report.model_dump())
     if whole and not told.output:
         write_pages()

@@ -67,6 +67,8 @@ class Section(Strict):
     setting: str
     arms: tuple[ArmResult, ...] = ()
     goals: tuple[Goal, ...] = ()
+    again: str = ""
+    """When and at which commit, where it was measured again after the rest."""
 
 
 class Report(Strict):

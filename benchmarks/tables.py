@@ -48,17 +48,20 @@ def tables(report: Report) -> str:
         _machine(report) + (" A quick run on tiny shapes: these figures mean nothing." if report.quick else ""),
     ]
     for section in report.sections:
-        blocks += [f"## {section.title}", f"{section.setting}.", _arms(section.arms), _goals(section.goals)]
+        again = f" Measured again on {section.again}." if section.again else ""
+        blocks += [f"## {section.title}", f"{section.setting}.{again}", _arms(section.arms), _goals(section.goals)]
     return "\n\n".join(blocks) + "\n"
 
 
 def _machine(report: Report) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in report.versions.items())
     before, after = report.load
+    again = [f"{section.title} ({section.again})" for section in report.sections if section.again]
     return (
         f"Measured on {report.date} at {report.commit}, with one thread on {report.cores} cores of {report.cpu} "
         f"({report.bf16 or 'no bfloat16'}), in "
         f"{report.cpu_s:.0f} CPU seconds, while {before:.1f} to {after:.1f} processes were busy. {versions}."
+        + (f" Measured again since: {', '.join(again)}." if again else "")
     )
 
 

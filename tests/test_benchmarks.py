@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.methods import SECTIONS
+from benchmarks.methods import SECTIONS, replaced
 from benchmarks.paired import Times, alternate
 from benchmarks.records import Goal, Report, Spread
 from benchmarks.tables import PAGE, README, load, show, tables
+from lowrank.errors import ConfigError
 from lowrank.files import REPOSITORY, read_json
 
 
@@ -42,6 +43,18 @@ def test_the_tables_are_those_of_the_committed_result() -> None:
     text = README.read_text()
     assert show(text, report) == text, "run `python -m benchmarks.tables`"
     assert show(text.replace("<!-- benchmarks -->", ""), report) != text
+
+
+def test_sections_that_were_measured_again_say_so() -> None:
+    old = load()
+    section = old.sections[0].model_copy(update={"setting": "another", "again": ""})
+    new = old.model_copy(update={"date": "2030-01-01", "commit": "abc", "sections": (section,)})
+    both = replaced(old, new)
+    assert both.sections[1:] == old.sections[1:]
+    assert (both.sections[0].setting, both.sections[0].again) == ("another", "2030-01-01 at abc")
+    assert "another. Measured again on 2030-01-01 at abc." in tables(both)
+    with pytest.raises(ConfigError, match=r"cpu 'another', the result has .*; allowed: a run of all sections"):
+        replaced(old, new.model_copy(update={"cpu": "another"}))
 
 
 def test_a_missed_goal_is_shown_as_missed_with_its_reason() -> None:
