@@ -168,5 +168,5 @@ class _HadamardLinear(torch.autograd.Function):
             grad_x = (grad @ adapted_weight(weight, A, B, ctx.residual).to(grad.dtype)).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
             grad_bias = flat.sum(0).to(weight.dtype)
-        grad_product = weight_gradient(ctx.keep, flat, kept).to(A.dtype) * weight
+        grad_product = (weight_gradient(ctx.keep, flat, kept).to(A.dtype) * weight).to(A.dtype)
         return grad_x, grad_bias, B.t() @ grad_product, grad_product @ A.t(), None, None, None
