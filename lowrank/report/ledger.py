@@ -34,6 +34,10 @@ class Entry(Strict):
     """The value is reproduced where it is one of those that our cell lists."""
     cell: CellRef | None = None
     """Where our answer stands."""
+    at_most: CellRef | None = None
+    """A bound that follows from the method: a published value beyond it is impossible, whatever was run."""
+    at_least: CellRef | None = None
+    """The same from below."""
     claim: Name | None = None
     note: str = ""
 

@@ -77,6 +77,9 @@ def _cell(context: Context, entry: Entry) -> tuple[Any, Finding]:
     ours = None if row is None else plain(row[entry.cell.column])
     if entry.value is None:
         return ours, Finding("impossible", "the document does not show this number")
+    beyond = _beyond(context, entry)
+    if beyond:
+        return ours, Finding("impossible", beyond)
     if entry.kind == "numeric" and context.scale != "paper":
         return ours, Finding("not comparable", f"a number of the paper's scale; this is {context.scale} scale")
     if row is None:
@@ -90,6 +93,22 @@ def _cell(context: Context, entry: Entry) -> tuple[Any, Finding]:
         why = "one seed" if row["tie"] == "one seed" else f"tied learning rates allow the ratios {row['ratios']}"
         return ours, Finding("not resolved", why)
     return ours, _compare(entry, ours)
+
+
+def _beyond(context: Context, entry: Entry) -> str:
+    """Which bound the published value breaks, read and rounded as it is; empty where it breaks none."""
+    if isinstance(entry.value, str) or entry.value is None:
+        return ""
+    low, high = entry.value if isinstance(entry.value, tuple) else (entry.value, entry.value)
+    slack = entry.reading + (entry.tolerance or 0.0)
+    for limit, words in ((entry.at_most, "at most"), (entry.at_least, "at least")):
+        row = None if limit is None else find_row(context.table(limit.table), limit)
+        bound = None if row is None or limit is None else plain(row[limit.column])
+        if bound is None:
+            continue
+        if (low - slack > bound) if limit is entry.at_most else (high + slack < bound):
+            return f"{words} {bound:.6g} is possible"
+    return ""
 
 
 def _incomplete(row: pd.Series[Any]) -> bool:
