@@ -74,8 +74,8 @@ def test_every_entry_points_at_a_live_cell_or_claim(context: Context) -> None:
 
 def records(context: Context, *artefacts: str) -> dict[str, dict[str, Any]]:
     """The record of each entry of some artefacts, by id."""
-    found = [context.ledger.artefact(name) for name in artefacts]
-    return {entry.id: decide(context, artefact, entry) for artefact in found for entry in artefact.entries if entry.cell}
+    pairs = [(found, entry) for found in map(context.ledger.artefact, artefacts) for entry in found.entries]
+    return {entry.id: decide(context, found, entry) for found, entry in pairs if entry.cell}
 
 
 def test_the_counts_are_the_documents(context: Context) -> None:
