@@ -6,7 +6,14 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-NAMES = {"lr": "learning rate", "alpha_over_rank": "α/r", "budget": "training", "arm": "method"}
+NAMES = {
+    "lr": "learning rate",
+    "alpha_over_rank": "α/r",
+    "budget": "training",
+    "arm": "method",
+    "num_lora_heads": "heads",
+    "merge_every": "merged every",
+}
 
 
 def number(value: Any) -> str:
