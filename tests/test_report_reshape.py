@@ -85,6 +85,11 @@ def test_lists_are_averaged_place_by_place() -> None:
     assert found.values.tolist() == [["a", 1, 3.0, 2], ["a", 2, 1.0, 2], ["b", 1, 1.0, 1]]
 
 
+def test_only_the_latest_rows_of_each_group() -> None:
+    found = made(ROWS.assign(step=[1, 2, 5, 4]), kind="averages", by=["arm"], metrics=["values"], latest="step")
+    assert found.values.tolist() == [["a", 1, 2.0, 1], ["a", 2, 0.0, 1], ["b", 1, 1.0, 1]]
+
+
 def test_nothing_recorded_is_an_empty_table() -> None:
     found = made(pd.DataFrame({"arm": ["a"]}), kind="averages", by=["arm"], metrics=["norm"])
     assert found.empty

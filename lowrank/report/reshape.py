@@ -41,7 +41,9 @@ def averages(context: Context, name: str) -> pd.DataFrame:
     if not set(view.metrics) <= set(frame):  # no run recorded anything
         return pd.DataFrame(columns=[*view.by, *view.metrics, "rows"])
     frame = select(frame, view.where, place)
-    need_columns(frame, list(view.by), place)
+    need_columns(frame, [*view.by, *([view.latest] if view.latest else [])], place)
+    if view.latest:
+        frame = frame[frame[view.latest] == frame.groupby(list(view.by), dropna=False)[view.latest].transform("max")]
     lists = [metric for metric in view.metrics if frame[metric].map(lambda value: isinstance(value, list)).any()]
     if len(lists) > 1:
         raise ConfigError(f"{place}: metrics {', '.join(lists)} hold lists; allowed: one such column")

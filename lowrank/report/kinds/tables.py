@@ -114,6 +114,8 @@ class Averages(TableView):
     by: tuple[str, ...]
     metrics: tuple[str, ...]
     """Columns of numbers, or one of lists of numbers, which has a row for each place, numbered in `place`."""
+    latest: str | None = None
+    """Of each group, only the rows with the highest value of this column, such as the last step."""
     where: Where = {}
 
     def reads(self) -> tuple[str, ...]:
