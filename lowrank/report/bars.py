@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lowrank.report.columns import PLAIN
 from lowrank.report.context import Context, figure
+from lowrank.report.figures import row_of
 from lowrank.report.frame import groups, need_columns, plain, select
 from lowrank.report.kinds import Bars
 from lowrank.report.style import INK, MUTED, PAPER, SERIES, SETTINGS, Look, in_order, looks
@@ -59,7 +60,7 @@ def bars(context: Context, name: str) -> Figure:
         axes.set_yticks(middles, labels)
         axes.set_ylim(top - GAP - 0.4, -0.6)
         _room(axes, view)
-        _legend(axes, view, drawn if members else [])
+        _legend(drawing, axes, view, drawn if members else [])
     return drawing
 
 
@@ -114,10 +115,12 @@ def _room(axes: Axes, view: Bars) -> None:
     axes.set_xlim(low, high * (high / low) ** 0.18 if view.log_x else high + 0.16 * (high - low))
 
 
-def _legend(axes: Axes, view: Bars, drawn: list[Look]) -> None:
+def _legend(drawing: Figure, axes: Axes, view: Bars, drawn: list[Look]) -> None:
+    """Above the whole figure, since long names of bars leave the axes little of its width."""
     named = [(PLAIN.heading(column), colour) for column, colour in zip(view.stack, SERIES, strict=False)]
     named = named or [(look.label, look.colour) for look in drawn]
     if named:
         handles = [axes.barh([0], [0], color=colour) for _, colour in named]
-        axes.legend(handles, [label for label, _ in named], loc="lower center", bbox_to_anchor=(0.4, 1.0),
-                    ncols=2 if view.stack else 3, fontsize="small", handlelength=1.0, columnspacing=1.2)  # fmt: skip
+        columns = row_of([label for label, _ in named])
+        drawing.legend(handles, [label for label, _ in named], loc="outside upper left", ncols=columns,
+                       fontsize="small", handlelength=1.0, columnspacing=1.2)  # fmt: skip

@@ -155,10 +155,14 @@ def legend(axes: Axes, named: list[Look]) -> None:
     handles = [
         axes.plot([], [], linestyle=look.dash, marker=look.marker, color=look.colour, markersize=6)[0] for look in named
     ]
-    longest = max(len(look.label) for look in named)
-    columns = max(1, min(len(named), ROW_CHARACTERS // (longest + 6)))
+    columns = row_of([look.label for look in named])
     axes.legend(handles, [look.label for look in named], loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns,
                 fontsize="small", handlelength=1.8, columnspacing=1.2)  # fmt: skip
+
+
+def row_of(labels: list[str]) -> int:
+    """How many entries of a legend stand in a row."""
+    return max(1, min(len(labels), ROW_CHARACTERS // (max(map(len, labels)) + 6)))
 
 
 def name_ends(axes: Axes, ends: list[tuple[tuple[float, float], Look]]) -> None:

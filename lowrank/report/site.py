@@ -42,8 +42,8 @@ def render_index(
     records = {study: read_json(folder / study / "claims.json") for study in studies}
     frames = {study: pd.read_csv(folder / study / "runs.csv") for study in studies}
     # A column of one study alone is empty for the others: one row is one run of one study.
-    runs = pd.concat([frame.assign(study=study) for study, frame in frames.items()], ignore_index=True)
-    runs = runs[["study", *(column for column in runs if column != "study")]]
+    named = [pd.concat([pd.Series(study, frame.index, name="study"), frame], axis=1) for study, frame in frames.items()]
+    runs = pd.concat(named, ignore_index=True)
     write_text(results / "runs.csv", runs.to_csv(index=False, lineterminator="\n"))
     write_json(results / "claims.json", {"scale": scale, "studies": records})
     write_text(results / "references.bib", bibtex(chain_parts(raws.values())))
