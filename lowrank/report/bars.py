@@ -122,5 +122,5 @@ def _legend(drawing: Figure, axes: Axes, view: Bars, drawn: list[Look]) -> None:
     if named:
         handles = [axes.barh([0], [0], color=colour) for _, colour in named]
         columns = row_of([label for label, _ in named])
-        drawing.legend(handles, [label for label, _ in named], loc="outside upper left", ncols=columns,
+        drawing.legend(handles=handles, labels=[label for label, _ in named], loc="outside upper left", ncols=columns,
                        fontsize="small", handlelength=1.0, columnspacing=1.2)  # fmt: skip
