@@ -108,6 +108,7 @@ class Planner:
                 "data": self._add_data(spec.data, model, data),
                 "cards": [self._add_card(model), self._add_card(data)],
                 "shown": {
+                    "task": spec.task,
                     "model_title": model.title,
                     "data_title": data.title,
                     "epochs": spec.train.epochs,

@@ -79,7 +79,8 @@ class DataSpec(Strict):
     test_rows: PositiveInt | None = None
     """The first rows kept of each split, after shuffling; None keeps all."""
     mask_fraction: Fraction = 0.15
-    """masked_lm: share of the tokens that are hidden and predicted; 0 hides none and predicts every token."""
+    """masked_lm: share of the tokens that are hidden and predicted; 0 hides none and predicts every position, padding
+    included, from itself, as the comparison document's script does."""
     train_on_inputs: bool = True
     """Instructions: prompts are predicted too; False leaves the responses alone to be learned."""
     group_by_length: bool = False

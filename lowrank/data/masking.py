@@ -35,7 +35,8 @@ class Masking:
     or one with other micro-batches sees other masks.
 
     Attributes:
-        fraction: share of the tokens that are chosen; 0 hides none and predicts every token from itself.
+        fraction: share of the tokens that are chosen; 0 hides none and predicts every position from itself, padding
+            included, as the comparison document's script does.
         mask: id of the mask token.
         special: (k,) int64, ids that are never chosen.
         vocabulary: how many tokens there are.
@@ -59,7 +60,7 @@ class Masking:
             input_ids (B, T) int64 and labels (B, T) int64, -100 where nothing is predicted.
         """
         if self.fraction == 0:
-            return ids, ids.masked_fill(~real, IGNORED)
+            return ids, ids
         # Two more words tell masks from the order of the rows, and training from evaluation.
         words = (1, 0, 0) if draw is None else (2, *draw)
         chance, kind, other = (np.empty(tuple(ids.shape)) for _ in range(3))
