@@ -41,8 +41,21 @@ def plan(
     studies: Annotated[list[str] | None, typer.Argument(help="studies; all that exist when none is named")] = None,
     scale: Scale = "laptop",
     out: Annotated[Path | None, typer.Option(help="write the plan as JSON here")] = None,
+    model: Annotated[str | None, typer.Option(help="a model card: say what --method on it needs instead")] = None,
+    method: Annotated[
+        str, typer.Option(help="a chain such as nf4+lora, or YAML: [nf4, {part: lora, rank: 64}]")
+    ] = "full",
+    task: Annotated[str | None, typer.Option(help="classification, causal_lm or masked_lm")] = None,
+    dtype: Annotated[str | None, typer.Option(help="type of the base weights")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="examples of a step")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="tokens of an example")] = None,
 ) -> None:
-    """Validate the studies and list their runs and packs, before anything is run."""
+    """Validate the studies and list their runs and packs, or size a method on a model, before anything is run."""
+    if model is not None:
+        from lowrank.sizing import sizes
+
+        print(sizes(model, method, task=task, dtype=dtype, batch_size=batch_size, tokens=tokens))
+        return
     from lowrank.planning import make_plan
     from lowrank.study import studies as known
 

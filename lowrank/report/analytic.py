@@ -39,10 +39,24 @@ def counts(context: Context, name: str) -> pd.DataFrame:
     view = context.views.tables[name]
     assert isinstance(view, Counts)
     place = f"{context.study}: tables.{name}"
-    return pd.DataFrame([_count(row, f"{place}: {row.label}", view.bytes) for row in view.rows])
+    return pd.DataFrame([count(row, f"{place}: {row.label}", view.bytes) for row in view.rows])
 
 
-def _count(row: CountRow, place: str, with_bytes: bool) -> dict[str, Any]:
+def parse_chain(chain: Any, place: str) -> ChainOptions:
+    """The options of a chain as an arm writes it.
+
+    Raises:
+        ConfigError: an unknown part or option.
+    """
+    return parse(_Chain, {"chain": chain}, place).chain
+
+
+def count(row: CountRow, place: str, with_bytes: bool = True) -> dict[str, Any]:
+    """A method on a model in numbers, on shapes alone; nothing is fetched.
+
+    Raises:
+        ConfigError: the method does not fit the model.
+    """
     # Here, since only such a table needs torch.
     from lowrank.cards import model_card
     from lowrank.measure import counts as count_parameters
@@ -51,7 +65,7 @@ def _count(row: CountRow, place: str, with_bytes: bool) -> dict[str, Any]:
     from lowrank.models.load import skeleton
 
     model = ModelSpec(card=row.card, layers=row.layers, dtype=row.dtype)
-    options = parse(_Chain, {"chain": row.chain}, place).chain
+    options = parse_chain(row.chain, place)
 
     def build() -> nn.Module:
         return skeleton(model, row.task, row.labels)
@@ -97,7 +111,7 @@ def _batch(base: Any, row: CountRow, multiple: int) -> dict[str, Tensor]:
             raise ValueError("batch_size needs tokens, the length of each example")
         ids = torch.zeros(examples, row.tokens or 8, dtype=torch.int64)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    labels = inputs["input_ids"] if row.task == "causal_lm" else torch.zeros(examples, dtype=torch.int64)
+    labels = inputs["input_ids"] if row.task.endswith("_lm") else torch.zeros(examples, dtype=torch.int64)
     return {**inputs, "labels": labels}
 
 

@@ -15,6 +15,7 @@ from lowrank.report import (  # noqa: F401 - importing registers the kinds
     comparisons,
     course,
     curves,
+    dataflow,
     figures,
     pivot,
     records,
@@ -22,6 +23,7 @@ from lowrank.report import (  # noqa: F401 - importing registers the kinds
     scatter,
     style,
     tables,
+    words,
 )
 from lowrank.report.audit import against_itself
 from lowrank.report.context import Context

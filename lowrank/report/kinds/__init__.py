@@ -20,6 +20,7 @@ from lowrank.report.kinds.claims import (
     UnmeasurableClaim,
     WithinClaim,
 )
+from lowrank.report.kinds.derived import Dataflow, DataflowFigure, TrainingPerplexity, Use, Word, Words
 from lowrank.report.kinds.figures import Bars, Curves, Lines, Scatter
 from lowrank.report.kinds.tables import (
     Arithmetic,
@@ -53,6 +54,8 @@ __all__ = [
     "Course",
     "Coverage",
     "Curves",
+    "Dataflow",
+    "DataflowFigure",
     "DependsClaim",
     "DocumentCurves",
     "FigureView",
@@ -74,10 +77,14 @@ __all__ = [
     "TableClaim",
     "TableView",
     "TiedClaim",
+    "TrainingPerplexity",
     "Tuned",
     "UnmeasurableClaim",
     "Unpivot",
+    "Use",
     "Value",
     "Where",
     "WithinClaim",
+    "Word",
+    "Words",
 ]

@@ -185,9 +185,9 @@ class CountRow(Strict):
     """The model card; nothing of it is fetched."""
     chain: Any
     """As in an arm of the study."""
-    task: Literal["classification", "causal_lm"] = "classification"
+    task: Literal["classification", "causal_lm", "masked_lm"] = "classification"
     labels: PositiveInt = 2
-    """Classes of the head; not used for `causal_lm`."""
+    """Classes of the head; not used for language models."""
     layers: PositiveInt | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_size: PositiveInt | None = None
