@@ -10,6 +10,7 @@ from typing import Any
 from lowrank.errors import IntegrityError
 from lowrank.files import MANIFEST, read_json, write_text
 from lowrank.run_folder import EVALUATIONS, RUNS
+from lowrank.spec import RunSpec
 
 
 def collect(plan: dict[str, Any], study: str, out: Path, runs: Path = RUNS) -> list[dict[str, Any]]:
@@ -29,6 +30,19 @@ def collect(plan: dict[str, Any], study: str, out: Path, runs: Path = RUNS) -> l
     writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
     write_text(out, text.getvalue())
     return rows
+
+
+def shown(spec: RunSpec, model_title: str, data_title: str) -> dict[str, Any]:
+    """What the plan tells of a run for its row, swept or not."""
+    return {
+        "task": spec.task,
+        "data_card": spec.data.card,
+        "lr": spec.train.lr,
+        "model_title": model_title,
+        "data_title": data_title,
+        "epochs": spec.train.epochs,
+        "batch_size": spec.train.batch_size,
+    }
 
 
 def _row(plan: dict[str, Any], study: str, point: dict[str, Any], runs: Path) -> dict[str, Any]:

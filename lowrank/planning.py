@@ -9,6 +9,7 @@ from typing import Any
 
 from lowrank import cards
 from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prepared_id, run_pins, run_spec
+from lowrank.collect import shown
 from lowrank.digest import code_digest, evaluate_digest, page_digests, protocol_digest, report_digests, train_digest
 from lowrank.errors import ConfigError
 from lowrank.grouping import alike, digest, joint
@@ -107,13 +108,7 @@ class Planner:
                 **self._code(spec),
                 "data": self._add_data(spec.data, model, data),
                 "cards": [self._add_card(model), self._add_card(data)],
-                "shown": {
-                    "task": spec.task,
-                    "model_title": model.title,
-                    "data_title": data.title,
-                    "epochs": spec.train.epochs,
-                    "batch_size": spec.train.batch_size,
-                },
+                "shown": shown(spec, model.title, data.title),
                 "keep_weights": False,
                 "steps": spec.train.steps or (spec.train.epochs or 0) * _steps_per_epoch(spec),
                 "owners": [],
