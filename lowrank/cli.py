@@ -227,25 +227,10 @@ def _checked(kind: str, name: str) -> str:
     return name
 
 
-def repeat_flag(arguments: list[str], flag: str) -> list[str]:
-    """`--lrs 1 2 3` as `--lrs 1 --lrs 2 --lrs 3`: the document writes several values behind one flag."""
-    spread: list[str] = []
-    inside = False
-    for argument in arguments:
-        value = not argument.startswith("-") or argument[1:2].isdigit()
-        if inside and value:
-            spread += [flag, argument]
-            continue
-        inside = argument == flag
-        if not inside:
-            spread.append(argument)
-    return spread
-
-
 def main() -> None:
     """Entry point; a known failure is one sentence and its own exit code."""
     try:
-        app(repeat_flag(sys.argv[1:], "--lrs"))
+        app(console.repeat_flag(sys.argv[1:], "--lrs"))
     except LowrankError as error:
         console.announce(f"lowrank: {error}")
         sys.exit(error.exit_code)

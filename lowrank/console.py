@@ -71,3 +71,18 @@ def progress(items: Iterable[Item], *, total: int, start: int, label: str) -> It
             say(f"{label}: {done}/{total}, about {left:.0f} s left")
             last = now
         yield item
+
+
+def repeat_flag(arguments: list[str], flag: str) -> list[str]:
+    """`--lrs 1 2 3` as `--lrs 1 --lrs 2 --lrs 3`: the document writes several values behind one flag."""
+    spread: list[str] = []
+    inside = False
+    for argument in arguments:
+        value = not argument.startswith("-") or argument[1:2].isdigit()
+        if inside and value:
+            spread += [flag, argument]
+            continue
+        inside = argument == flag
+        if not inside:
+            spread.append(argument)
+    return spread

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lowrank import cli, jobs, plan, run_folder
-from lowrank.cli import repeat_flag
+from lowrank.console import repeat_flag
 from lowrank.errors import ConfigError, IntegrityError, LowrankError, Preempted, UnavailableError
 
 
