@@ -87,6 +87,9 @@ def test_what_is_exact_is_exact(context: Context) -> None:
     assert counts["HiRA r 32 on its paper's targets"] == 2_951_426 == counts["LoRA r 128 on q and v"]
     assert counts["LoRA r 64 on q, k, v and out"] == 2_951_426
     assert counts["QLoRA as published"] == 443_906
+    arithmetic = context.table("arithmetic").set_index("label")
+    assert arithmetic["value"]["LoRA share (%)"] == pytest.approx(100 * 739_586 / 67_694_596)
+    assert arithmetic["value"]["HiRA share as run (%)"] == pytest.approx(1.7347, abs=1e-4)
     memory = context.table("memory_65b").set_index("label")["value"]
     assert memory["Full fine-tuning (GB)"] == pytest.approx(65.285660672 * 12)
     assert memory["QLoRA 4-bit (GB)"] < 48 < memory["LoRA 16-bit (GB)"] < 320
