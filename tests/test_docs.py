@@ -20,6 +20,7 @@ from lowrank.cli import app
 from lowrank.errors import ConfigError, IntegrityError
 from lowrank.methods.part import HOOKS
 from lowrank.sources import TrainedSource
+from lowrank.study import evaluations, load_study
 from tests.doc_pages import OTHERS, PAGES, ROOT, anchors, blocks, inline, links, shown
 
 EXAMPLE_PART = "vera"
@@ -64,8 +65,10 @@ def with_origins(name: str) -> list[str]:
 def test_the_scales_of_cards_are_those_of_the_studies() -> None:
     used: dict[str, set[str]] = {}
     for path in (ROOT / "workflow" / "studies").glob("*.yaml"):
+        study = load_study(path.stem)
         for scale, record in yaml.safe_load(path.read_text())["scales"].items():
             named = [record["base"][section]["card"] for section in ("model", "data")]
+            named += [asked.data.card for asked in evaluations(study, scale).values() if asked.data is not None]
             for grid in (grid for grids in record["sweeps"].values() for grid in grids):
                 values = [grid.get("model.card", []), grid.get("data.card", [])]
                 named += [name for value in values for name in (value if isinstance(value, list) else [value])]
