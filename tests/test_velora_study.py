@@ -123,3 +123,19 @@ def test_every_flag_of_the_document_is_mapped() -> None:
     section = text.split("\n## ")[0]
     told = set(re.findall(r"`--(\w+)", section))
     assert told >= FLAGS
+
+
+def test_every_column_that_is_shown_exists(context: Context) -> None:
+    for name in (
+        "pretraining",
+        "rates",
+        "groups",
+        "layers",
+        "vectors",
+        "scales",
+        "precision",
+        "tuning",
+        "sizes",
+        "kept",
+    ):
+        assert set(context.views.tables[name].show) <= set(context.table(name)), name
