@@ -37,10 +37,11 @@ class HfTrainer(Protocol):
         if len(ours) != len(theirs):
             return Outcome(cause=f"the loss was not finite at step {min(len(ours), len(theirs))}")
         steps, seconds = len(theirs), facts["train_runtime"]
-        rows = [{"step": i, "loop": a, "trainer": b} for i, (a, b) in enumerate(zip(ours, theirs, strict=True), 1)]
+        both = enumerate(zip(ours, theirs, strict=True), 1)
+        rows = [{"step": step, "loop": a, "trainer": b, "difference": a - b} for step, (a, b) in both]
         return Outcome(
             metrics={
-                "max_loss_difference": max(abs(row["loop"] - row["trainer"]) for row in rows),
+                "max_loss_difference": max(abs(row["difference"]) for row in rows),
                 "train_loss": facts["train_loss"],
                 "train_time_s": seconds,
                 "steps_per_s": steps / seconds,
