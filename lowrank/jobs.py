@@ -28,6 +28,8 @@ PREPARED = Path("resources/prepared")
 RESULTS = Path("results")
 STUDIES = RESULTS / "studies"
 REPORTS = Path("reports")
+BENCHMARKS = Path("logs/benchmarks")
+"""Where Snakemake writes what each job took."""
 
 
 def fetch(card: str) -> None:
@@ -86,6 +88,17 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
     train_pack(pack, stop, after)
 
 
+def training(plan: dict[str, Any]) -> dict[str, str]:
+    """How the runs of each pack are trained, for a person: pack -> words."""
+    from lowrank.train.stacks import told
+
+    found = {}
+    for name, pack in plan["packs"].items():
+        specs = [parse(RunSpec, plan["runs"][run]["spec"], f"plan: {run}") for run in pack["members"]]
+        found[name] = told(specs, len(data_card(specs[0].data.card).labels))
+    return found
+
+
 def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> None:
     """Scores the members of a pack."""
     stop = StopFlag().install()
@@ -130,8 +143,11 @@ def page(plan: dict[str, Any], study: str) -> None:
 def index(plan: dict[str, Any]) -> None:
     """Renders the front page."""
     from lowrank.report.site import render_index
+    from lowrank.report.timings import timings
 
-    render_index(list(plan["studies"]), STUDIES, REPORTS / "index.html", plan["scale"], results=RESULTS)
+    spent = timings(plan, BENCHMARKS)
+    out = REPORTS / "index.html"
+    render_index(list(plan["studies"]), STUDIES, out, plan["scale"], results=RESULTS, spent=spent)
     seal_pages("index")
 
 

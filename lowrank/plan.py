@@ -11,6 +11,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,13 @@ def write_plan(path: Path, plan: dict[str, Any]) -> None:
         old.unlink(missing_ok=True)
 
 
-def print_plan(plan: dict[str, Any]) -> str:
-    """The plan for a person: one line a study, then its packs."""
+def print_plan(plan: dict[str, Any], training: Mapping[str, str]) -> str:
+    """The plan for a person: one line a study, then its packs.
+
+    Args:
+        plan: from `current_plan`.
+        training: pack -> how its runs are trained.
+    """
     lines = []
     for name, study in plan["studies"].items():
         packs = [pack for pack in plan["packs"].values() if name in pack["owners"]]
@@ -102,5 +108,5 @@ def print_plan(plan: dict[str, Any]) -> str:
         steps = sum(run["steps"] for run in runs)
         size = f"{len(runs)} runs in {len(packs)} packs, {steps} steps"
         lines.append(f"{name} ({plan['scale']}): {size}, about {study['minutes']:g} min")
-        lines += [f"  {pack['name']}: {len(pack['members'])} runs" for pack in packs]
+        lines += [f"  {pack['name']}: {len(pack['members'])} runs, {training[pack['name']]}" for pack in packs]
     return "\n".join(lines)

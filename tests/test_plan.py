@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lowrank import plan
+from lowrank import jobs, plan
 from lowrank.errors import ConfigError
 from lowrank.planning import Planner
 from lowrank.spec import EvalSpec, RunSpec
@@ -152,5 +152,7 @@ def test_reading_a_plan_imports_nothing_heavy() -> None:
 def test_a_plan_for_a_person() -> None:
     made = two_studies([("a", True)])
     made["studies"] = {"a": {"minutes": 2.0}}
-    text = plan.print_plan(json.loads(json.dumps(made)))
+    training = jobs.training(made)
+    text = plan.print_plan(json.loads(json.dumps(made)), training)
     assert text.startswith("a (smoke): 1 runs in 1 packs, 6 steps, about 2 min\n  lora-")
+    assert text.endswith(": 1 runs, 1 one after another (nothing to share)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ EMBEDDED_BYTES = 300_000
 
 
 def render_index(
-    studies: list[str], folder: Path, out: Path, scale: str, *, results: Path, study_files: Path = STUDY_FILES
+    studies: list[str],
+    folder: Path,
+    out: Path,
+    scale: str,
+    *,
+    results: Path,
+    study_files: Path = STUDY_FILES,
+    spent: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes the front page, and `runs.csv`, `claims.json` and `references.bib` over all studies.
 
@@ -37,6 +44,7 @@ def render_index(
         scale: smoke, laptop or paper.
         results: where the three files go.
         study_files: where the studies' YAML lies.
+        spent: rows of `lowrank.report.timings`.
     """
     raws = {study: read_yaml(study_files / f"{study}.yaml") for study in studies}
     records = {study: read_json(folder / study / "claims.json") for study in studies}
@@ -57,6 +65,7 @@ def render_index(
         verdicts=[verdict for verdict in VERDICTS if any(entry["verdict"] == verdict for entry in entries)],
         kinds=[kind for kind in KINDS if any(entry["kind"] == kind for entry in entries)],
         files=[_download(results / name, out.parent, what) for name, what in FILES.items()],
+        spent=spent,
         references=(results / "references.bib").read_text(encoding="utf-8"),
     )
     write_text(out, page)

@@ -19,7 +19,7 @@ from lowrank.spec import RunSpec
 VARIES = frozenset({"lr", "weight_decay", "schedule", "warmup_steps", "min_lr_fraction", "cycle_steps", "clip_norm"})
 """Settings of the loop in which members of a stack may differ."""
 
-TOKENS_AT_ONCE = 2048
+TOKENS_AT_ONCE = 1024
 """A step of so many tokens, all members together, keeps a CPU core busy; more only leave its caches."""
 
 MOST = 32
@@ -59,8 +59,20 @@ def stacks(specs: Sequence[RunSpec], labels: int) -> list[Stack]:
             found += [Stack((place,), why) for place in places]
             continue
         for own in _of_like_rank(places, specs):
-            found += [Stack(tuple(chunk)) for chunk in _even(own, members_at_once(specs[places[0]]))]
+            found += [Stack(tuple(sorted(chunk))) for chunk in _even(own, members_at_once(specs[places[0]]))]
     return sorted(found, key=lambda stack: stack.members)
+
+
+def told(specs: Sequence[RunSpec], labels: int) -> str:
+    """How runs will be trained, for a person: `14 + 7 together`, `3 one after another (why)`."""
+    found = stacks(specs, labels)
+    sizes = [len(stack.members) for stack in found]
+    together = [str(size) for size in sizes if size > 1]
+    parts = [f"{' + '.join(together)} together"] if together else []
+    reasons = {stack.why or "a step is large enough alone" for stack in found if len(stack.members) == 1}
+    if reasons:
+        parts.append(f"{sizes.count(1)} one after another ({'; '.join(sorted(reasons))})")
+    return ", ".join(parts)
 
 
 def refusal(spec: RunSpec, labels: int) -> str | None:

@@ -1,0 +1,240 @@
+"""What the sweep's benchmark finds, its page, its figure and the README's part. `python -m benchmarks.sweep_tables`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.records import Spread
+from lowrank.files import REPOSITORY, read_json, write_text
+from lowrank.strict import Strict
+
+RESULT = Path(__file__).parent / "results" / "sweep.json"
+PAGE, FIGURE = RESULT.with_suffix(".md"), RESULT.with_suffix(".svg")
+README = REPOSITORY / "README.md"
+MARKED = re.compile(r"(<!-- sweep -->\n).*?(<!-- /sweep -->)", re.DOTALL)
+
+GOALS = {
+    ("small", 0): (9.0, "PEFT and Trainer in a process a run"),
+    ("encoder", 0): (2.5, "PEFT and Trainer in a process a run"),
+    ("small", 1): (1.0, "one after another in one process"),
+    ("encoder", 1): (1.0, "one after another in one process"),
+}
+"""(shape, way) -> how many times faster the stacks should be than that way, at least."""
+
+FLOOR = 1.5
+"""Training in stacks, start-up taken out, over the floor, at most; on the encoder."""
+
+HOST_BOUND = {8: 6.0, 32: 15.0}
+"""Members -> steps a second over PEFT's, at least, where the host is the limit."""
+
+
+class Way(Strict):
+    """One way through a sweep."""
+
+    name: str
+    runs: int
+    """That were trained; the peer's are measured on some of the points."""
+    cpu_s: float
+    """CPU seconds a run, start-up included."""
+    peak: int
+    """Bytes: the largest resident memory of a process."""
+
+
+class WholeSweep(Strict):
+    """One shape."""
+
+    name: str
+    shape: dict[str, Any]
+    ways: tuple[Way, ...]
+    floor_s: float
+    """A run's operations at the machine's measured rate."""
+    flops_a_second: float
+
+
+class Growth(Strict):
+    """A step at one place of an axis."""
+
+    axis: str
+    value: int
+    members: int
+    stack_ms: Spread
+    over_alone: Spread
+    """Members' steps a second over those of our own runs alone."""
+    over_peer: Spread
+    """The same over PEFT's."""
+    saved_bytes: int
+    """For the backward pass, a member."""
+
+    @classmethod
+    def of(cls, axis: str, value: int, members: int, seconds: dict[str, list[float]], saved: int) -> Growth:
+        own = seconds["stack"]
+        ratios = {
+            name: Spread.of([a / b for a, b in zip(seconds[name], own, strict=True)]) for name in ("alone", "peer")
+        }
+        return cls(
+            axis=axis,
+            value=value,
+            members=members,
+            stack_ms=Spread.of([1e3 * s for s in own]),
+            over_alone=ratios["alone"],
+            over_peer=ratios["peer"],
+            saved_bytes=saved,
+        )
+
+
+class Sweep(Strict):
+    """One run of the benchmark."""
+
+    date: str
+    commit: str | None
+    cpu: str
+    versions: dict[str, str]
+    load: float
+    sweeps: tuple[WholeSweep, ...]
+    growth: tuple[Growth, ...]
+
+
+def load() -> Sweep:
+    """The committed result."""
+    return Sweep.model_validate(read_json(RESULT))
+
+
+def goals(result: Sweep) -> list[tuple[str, float, float, bool]]:
+    """What is aimed at, what was measured, the limit, and whether it is met."""
+    found = []
+    for sweep in result.sweeps:
+        stacked = sweep.ways[-1]
+        for (name, index), (limit, than) in GOALS.items():
+            if name == sweep.name:
+                gain = round(sweep.ways[index].cpu_s / stacked.cpu_s, 2)
+                found.append((f"12-point sweep, {name}: stacked, times faster than {than}", gain, limit, gain >= limit))
+    for place in result.growth:
+        if place.axis == "members, host-bound" and place.members in HOST_BOUND:
+            gain, limit = round(place.over_peer.median, 2), HOST_BOUND[place.members]
+            what = f"host-bound: a stack of {place.members}, steps a second over PEFT's"
+            found.append((what, gain, limit, gain >= limit))
+    for sweep in result.sweeps:
+        one = next((g for g in result.growth if g.axis == "members, encoder" and g.members == 8), None)
+        if sweep.name == "encoder" and one is not None:
+            per_run = one.stack_ms.median / 1e3 / one.members * sweep.shape["steps"]
+            over = round(per_run / sweep.floor_s, 2)
+            found.append(("encoder: a step in a stack of 8 over the floor, at most", over, FLOOR, over <= FLOOR))
+    return found
+
+
+def page(result: Sweep) -> str:
+    """The page."""
+    blocks = [
+        "# A whole sweep, four ways",
+        "Written by `python -m benchmarks.sweep`; edit nothing here.",
+        _told(result),
+    ]
+    for sweep in result.sweeps:
+        blocks += [f"## {sweep.name}", _setting(sweep), _ways(sweep)]
+    if result.growth:
+        blocks += ["## How the cost grows", f"![how the cost grows]({FIGURE.name})", _growth(result)]
+        blocks += ["## Goals", _goals(result)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def show(text: str, result: Sweep) -> str:
+    """The README with what stands between its markers written anew."""
+    tables = "\n\n".join(f"{_setting(sweep)}\n\n{_ways(sweep)}" for sweep in result.sweeps)
+    more = f"How the cost grows: [{PAGE.name}](benchmarks/results/{PAGE.name})."
+    block = f"{_told(result)}\n\n{tables}\n\n{_goals(result)}\n\n{more}"
+    return MARKED.sub(lambda match: f"{match[1]}\n{block}\n{match[2]}", text)
+
+
+def write_pages() -> None:
+    """Writes page, figure and the README's part from the committed result."""
+    result = load()
+    draw(result)
+    write_text(PAGE, page(result))
+    write_text(README, show(README.read_text(), result))
+
+
+def draw(result: Sweep) -> None:
+    """One panel an axis: a stack's step, and how much faster its members go than alone."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "sweep"
+    axes = list(dict.fromkeys(place.axis for place in result.growth))
+    figure, panels = pyplot.subplots(2, len(axes), figsize=(3 * len(axes), 5), sharex="col", layout="constrained")
+    for column, axis in enumerate(axes):
+        places = [place for place in result.growth if place.axis == axis]
+        x = [place.value for place in places]
+        panels[0, column].plot(x, [place.stack_ms.median / place.members for place in places], "o-", label="stacked")
+        alone = [place.stack_ms.median * place.over_alone.median / place.members for place in places]
+        panels[0, column].plot(x, alone, "s--", label="alone")
+        panels[1, column].plot(x, [place.saved_bytes / 2**20 for place in places], "o-", color="C2")
+        panels[1, column].set_xlabel(axis)
+        for row in (0, 1):
+            panels[row, column].set_ylim(bottom=0)
+    panels[0, 0].set_ylabel("CPU ms a step and member")
+    panels[1, 0].set_ylabel("saved a member, MiB")
+    panels[0, 0].legend(frameon=False)
+    figure.savefig(FIGURE, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _told(result: Sweep) -> str:
+    versions = ", ".join(f"{package} {number}" for package, number in result.versions.items())
+    return (
+        f"CPU seconds of whole processes with one thread, imports included, measured on {result.date} at "
+        f"{result.commit} on {result.cpu} while {result.load:.1f} processes were busy; {versions}. No GPU has run this."
+    )
+
+
+def _setting(sweep: WholeSweep) -> str:
+    s = sweep.shape
+    return (
+        f"{sweep.name}: BERT of {s['layers']} layers, width {s['width']}, {s['rows']} x {s['tokens']} tokens, "
+        f"{s['steps']} steps a run; LoRA of 3 ranks and 4 learning rates."
+    )
+
+
+def _ways(sweep: WholeSweep) -> str:
+    first = sweep.ways[0].cpu_s
+    rows = [
+        f"| {way.name} | {way.runs} | {way.cpu_s:.2f} | {first / way.cpu_s:.1f} | {way.peak / 2**20:.0f} |"
+        for way in sweep.ways
+    ]
+    rows.append(
+        f"| floor: the arithmetic alone, at {sweep.flops_a_second / 1e9:.0f} GFLOP/s | | {sweep.floor_s:.2f} "
+        f"| {first / sweep.floor_s:.1f} | |"
+    )
+    head = "| way | runs measured | CPU s a run | times faster | peak memory, MiB |\n|---|--:|--:|--:|--:|"
+    return "\n".join([head, *rows])
+
+
+def _growth(result: Sweep) -> str:
+    rows = [
+        f"| {g.axis} | {g.value} | {g.members} | {g.stack_ms.median:.1f} | {_spread(g.over_alone)} "
+        f"| {_spread(g.over_peer)} | {g.saved_bytes / 2**20:.1f} |"
+        for g in result.growth
+    ]
+    head = (
+        "| axis | value | members | step, CPU ms | over ours alone | over PEFT | saved a member, MiB |\n" + "|---" * 2
+    )
+    return "\n".join([head + "|--:" * 5 + "|", *rows])
+
+
+def _goals(result: Sweep) -> str:
+    rows = [
+        f"| {what} | {measured:g} | {limit:g} | {'met' if met else '**missed**'} |"
+        for what, measured, limit, met in goals(result)
+    ]
+    return "\n".join(["| goal | measured | limit | |\n|---|--:|--:|---|", *rows])
+
+
+def _spread(value: Spread) -> str:
+    return f"{value.median:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+if __name__ == "__main__":
+    write_pages()
