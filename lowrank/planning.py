@@ -202,7 +202,8 @@ class Planner:
                 "labels": {},
             },
         )
-        entry["labels"][owner] = label
+        if entry["labels"].setdefault(owner, label) != label:
+            raise ConfigError(f"study {owner}: evaluations {entry['labels'][owner]!r} and {label!r} ask the same")
         return {name: trained_on if spec.data is None or data is None else self._add_data(spec.data, model, data)}
 
     def _add_data(self, spec: DataSpec, model: ModelCard, data: DataCard) -> str:

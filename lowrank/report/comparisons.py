@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from lowrank.report.checks import combine, shown_difference
 from lowrank.report.context import Context, check
 from lowrank.report.frame import need_columns, plain, select
@@ -149,6 +151,8 @@ def within(context: Context, view: WithinClaim, optima: None) -> Finding:
     """Whether a column of the selected rows lies within bounds."""
     place = f"{context.study}: claims"
     table = context.table(view.table)
+    if view.column not in table and not (table.get("status", pd.Series(dtype=str)) == "ok").any():
+        return Finding("not run", "no run of these configurations at this scale")  # records name their own columns
     need_columns(table, [view.column], place)
     rows = select(table, view.where, place).to_dict("records")
     measured = context.measured(view.table)

@@ -32,9 +32,9 @@ def course(context: Context, name: str) -> pd.DataFrame:
     need_columns(runs, list(view.by), place)
     rows: list[dict[str, Any]] = []
     for keys, cell in groups(runs, view.by):
-        if cell["seed"].duplicated().any():
-            raise ConfigError(f"{place}: several runs share a series and a seed: `by` leaves out a swept axis")
         drawn = cell[cell["status"].isin(["ok", "diverged"])]
+        if drawn["seed"].duplicated().any():
+            raise ConfigError(f"{place}: several runs share a series and a seed: `by` leaves out a swept axis")
         series = [_windows(scalars(context.run_folders / run, view.tag, place), view.window) for run in drawn["run"]]
         steps = sorted(set.intersection(*map(set, series))) if series else []
         status, cause = state(cell)

@@ -32,7 +32,8 @@ def records(context: Context, name: str) -> pd.DataFrame:
         rows = _evaluated(context, view, folder, place) if view.evaluation else _observed(folder, str(view.observer))
         cause = "" if rows else str(run["cause"] or "") or "nothing recorded"
         found += [{**keys, **row, "status": run["status"], "cause": cause} for row in rows or [{}]]
-    return pd.DataFrame(found, columns=None if found else [*columns, "status", "cause"])
+    recorded = [column for row in found for column in row]  # columns that are shown are there without a row too
+    return pd.DataFrame(found, columns=list(dict.fromkeys([*columns, *recorded, *view.show, "status", "cause"])))
 
 
 def _evaluated(context: Context, view: Records, folder: Path, place: str) -> list[dict[str, Any]]:

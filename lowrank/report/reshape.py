@@ -38,8 +38,8 @@ def averages(context: Context, name: str) -> pd.DataFrame:
     assert isinstance(view, Averages)
     place = f"{context.study}: tables.{name}"
     frame = context.table(view.table)
-    if not set(view.metrics) <= set(frame):  # no run recorded anything
-        return pd.DataFrame(columns=[*view.by, *view.metrics, "rows"])
+    if frame.reindex(columns=list(view.metrics)).isna().all(axis=None):  # no run recorded anything
+        return pd.DataFrame(columns=[*view.by, "place", *view.metrics, "rows"])
     frame = select(frame, view.where, place)
     need_columns(frame, [*view.by, *([view.latest] if view.latest else [])], place)
     if view.latest:
