@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+_NOT_COPIED = ("downloads", "prepared")
 COPIED = (
-    *("lowrank", "workflow", "resources/cards", "resources/smoke", "resources/reported", "config.yaml", "envs"),
-    *("slurm", "slurm-preemptible"),
+    *("lowrank", "workflow", "config.yaml", "envs", "slurm", "slurm-preemptible"),
+    *(f"resources/{path.name}" for path in (ROOT / "resources").iterdir() if path.name not in _NOT_COPIED),
 )
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "scale=smoke"]
 
