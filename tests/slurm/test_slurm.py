@@ -158,6 +158,8 @@ def test_jobs_of_a_killed_snakemake_are_not_doubled(site: Site, done: Site) -> N
     jobs = site.submitted()
     first.send_signal(signal.SIGKILL)
     first.communicate()
+    told = ["--unlock", "--cores", "1", "--directory", str(site.folder), "--config", *SMOKE]
+    subprocess.run([*SNAKEMAKE, *told], cwd=ROOT, env=site.environment, check=True, capture_output=True)
     said = ended(site.start(one_run(done)), ok=False)
     assert f"1 jobs of an earlier call still run in this folder: {jobs[0]}" in said
     assert f"scancel {jobs[0]}" in said
