@@ -86,8 +86,8 @@ def loop_losses(family: str, parts: list[Any], train: TrainSpec, dropout: float 
     model, chain = built(family, parts, dropout)
     name = "classification" if family in ("bert", "distilbert") else "causal_lm"
     loop = Loop(model, chain, task(name), train, Rows(name), Rows(name), 3, torch.device("cpu"))
-    state = loop.run(lambda loop: None, "loop")
-    return torch.tensor([row["train_loss"] for row in state.history]), chain
+    loop.run(lambda loop: None, "loop")
+    return torch.tensor([row["train_loss"] for row in loop.state.history]), chain
 
 
 def trainer_losses(

@@ -107,8 +107,10 @@ class FactoredLinear(nn.Module):
         # In float32 at least: half precision has no SVD.
         U, S, Vh = torch.linalg.svd(weight if weight.dtype == torch.float64 else weight.float(), full_matrices=False)
         root = S[:rank].sqrt()
-        self.factor_A = nn.Parameter((root[:, None] * Vh[:rank]).to(weight.dtype))
-        self.factor_B = nn.Parameter((U[:, :rank] * root).to(weight.dtype))
+        # Row by row, as checkpoints hold tensors: LAPACK's columns would give a fused optimizer a parameter and a
+        # state, once that is read back, of different strides.
+        self.factor_A = nn.Parameter((root[:, None] * Vh[:rank]).to(weight.dtype).contiguous())
+        self.factor_B = nn.Parameter((U[:, :rank] * root).to(weight.dtype).contiguous())
         self.bias: nn.Parameter | None = base.bias  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
