@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := main
 .DELETE_ON_ERROR:
-.PHONY: main smoke test test-slow check bench freeze lock check-lock env clean clean-results help
+.PHONY: main smoke test test-slurm test-slow check bench freeze lock check-lock env clean clean-results help
 
 # Choices of an earlier call (PYTHON, TORCH_INDEX) hold until a new one is given.
 -include .venv/made-with.mk
@@ -33,10 +33,14 @@ smoke: $(READY) ## every study and rule on tiny random models, in smoke/; TARGET
 PYTEST := $(RUN) python -m pytest -n 2 --dist loadfile
 
 test: $(READY) ## the tests
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not slurm"
+
+# Alone: while its cluster is up, every other Snakemake on the machine would talk to it.
+test-slurm: $(READY) ## the cluster profile on a SLURM that the tests start; needs root and Debian's packages
+	@$(RUN) python -m pytest -m "slurm and not slow" tests/slurm
 
 test-slow: $(READY) ## the tests that take minutes
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m "slow and not slurm"
 
 check: $(READY) ## style, types and workflow lint, in under a minute
 	@$(RUN) ruff check .
