@@ -60,8 +60,8 @@ class ChainLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """Stands in front of an empty context, which questions never have."""
-        raise NotImplementedError
+        """Stands in front of an empty context."""
+        raise AssertionError("a question has a context")
 
     def tok_encode(self, string: str, **_: Any) -> list[int]:
         """The token ids of a text, with the tokens that begin a text and without those that end one."""
@@ -102,12 +102,12 @@ class ChainLM(TemplateLM):  # type: ignore[misc]
         return answers
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """No question asks for it."""
-        raise NotImplementedError
+        """For tasks of other kinds."""
+        raise AssertionError("a question is answered by the likelihood of its choices")
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """No question asks for it."""
-        raise NotImplementedError
+        """For tasks of other kinds."""
+        raise AssertionError("a question is answered by the likelihood of its choices")
 
 
 class Questions(ConfigurableTask):  # type: ignore[misc]

@@ -7,6 +7,7 @@ strict record, names the metrics it gives, and measures one run. Each metric bec
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
@@ -62,7 +63,7 @@ class Outcome:
     cause: str | None = None
 
 
-class Protocol:
+class Protocol(abc.ABC):
     """Base of all protocols. Subclasses set `name`, `Options` and `metrics`, and define `measure`."""
 
     name: ClassVar[str]
@@ -81,6 +82,6 @@ class Protocol:
         """
         self.options: Any = parse(self.Options, options or {}, f"protocol {self.name}")
 
+    @abc.abstractmethod
     def measure(self, subject: Subject) -> Outcome:
         """Looks at one run."""
-        raise NotImplementedError
