@@ -16,11 +16,12 @@ from typing import Literal
 
 from lowrank.cards import card_names, data_card, model_card
 from lowrank.errors import LowrankError
-from lowrank.files import REPOSITORY, check_seal, read_yaml
-from lowrank.run_folder import RUNS, WORK, holding
+from lowrank.files import REPOSITORY, read_yaml
+from lowrank.run_folder import WORK, holding
 from lowrank.settings import read_settings
 from lowrank.site import read_site
 from lowrank.sources import HubSource
+from lowrank.verify import runs
 
 LEAST_FREE_GB = 5
 SNAKEMAKE = Path(".snakemake")
@@ -159,16 +160,12 @@ def _unfinished() -> Iterator[Finding]:
 
 
 def _results() -> Iterator[Finding]:
-    damaged = 0
-    folders = [path for path in sorted(RUNS.glob("[!.]*")) if path.is_dir()]
-    for folder in folders:
-        try:
-            check_seal(folder)
-        except LowrankError as error:
-            damaged += 1
-            yield Finding("fault", str(error), f"lowrank rerun {folder.name}")
-    if folders and not damaged:
-        yield Finding("ok", f"{len(folders)} runs are whole; `lowrank verify` looks at everything")
+    found = list(runs())
+    for folder, fault in found:
+        if fault is not None:
+            yield Finding("fault", fault.why, f"lowrank rerun {folder.name}")
+    if found and not any(fault for _, fault in found):
+        yield Finding("ok", f"{len(found)} runs are whole; `lowrank verify` looks at everything")
 
 
 def _credentials() -> Iterator[Finding]:

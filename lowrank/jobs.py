@@ -16,7 +16,7 @@ from lowrank.run_folder import EVALUATIONS, WORK, forget
 from lowrank.signals import StopFlag
 from lowrank.spec import DataSpec, EvalSpec, RunSpec
 from lowrank.strict import parse, suggest
-from lowrank.verify import seal_pages
+from lowrank.verify import PREPARED, REPORTS, RESULTS, STUDIES, seal_pages
 
 if TYPE_CHECKING:
     from lowrank.train.together import Member, Trained
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 FORCED = WORK / "forced"
 """Marks that the workflow leaves at its start for runs that `--forcerun` names."""
 
-PREPARED = Path("resources/prepared")
-RESULTS = Path("results")
-STUDIES = RESULTS / "studies"
-REPORTS = Path("reports")
 BENCHMARKS = Path("logs/benchmarks")
 """Where Snakemake writes what each job took."""
 

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lowrank.data.fetch import DOWNLOADS
 from lowrank.errors import IntegrityError
 from lowrank.files import MANIFEST, check_seal, hash_files, read_json, sha256_file, write_json
 from lowrank.run_folder import EVALUATIONS, RUNS, WEIGHTS
 
-DOWNLOADS, PREPARED = Path("resources/downloads"), Path("resources/prepared")
-STUDIES, REPORTS = Path("results/studies"), Path("reports")
+PREPARED = Path("resources/prepared")
+RESULTS = Path("results")
+STUDIES = RESULTS / "studies"
+REPORTS = Path("reports")
 SEALS = REPORTS / ".seals"
 
 
@@ -58,9 +61,15 @@ def verify() -> tuple[int, list[Fault]]:
     return checked, faults
 
 
-def _all() -> Iterator[Fault | None]:
+def runs() -> Iterator[tuple[Path, Fault | None]]:
+    """The folder of every run, and what is wrong with it."""
     for folder in _folders(RUNS):
-        yield _run(folder)
+        yield folder, _run(folder)
+
+
+def _all() -> Iterator[Fault | None]:
+    for folder, fault in runs():
+        yield fault
         yield from (_score(folder, file) for file in sorted((folder / EVALUATIONS).glob("*.json")))
     for folder in _folders(DOWNLOADS):
         yield _sealed(folder, "fetch", f"rm -r {folder} && lowrank fetch {folder.name}")
