@@ -17,7 +17,7 @@ from lowrank.errors import ConfigError, IntegrityError
 from lowrank.evaluate.protocol import Outcome, Protocol, Subject
 from lowrank.files import MANIFEST, check_seal, read_json, write_json
 from lowrank.methods.chain import Chain
-from lowrank.models.load import load_model
+from lowrank.models.load import load_run
 from lowrank.registry import protocol
 from lowrank.run_folder import EVALUATIONS, RUNS, WEIGHTS, read_spec
 from lowrank.signals import StopFlag
@@ -77,8 +77,7 @@ def restore(
     run_spec = read_spec(run, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     labels = read_json(prepared / MANIFEST).get("labels") or []
-    model = load_model(run_spec.model, run_spec.task, len(labels), run_spec.seed).to(device)
-    chain = Chain.build(run_spec.chain).attach(model, run_spec.seed)
+    model, chain = load_run(run_spec, len(labels), device)
     path = folder / run / WEIGHTS
     chain.load_changed(load_file(path), str(path))
     batches = open_splits(prepared, spec.data or run_spec.data, run_spec.task)[spec.split]

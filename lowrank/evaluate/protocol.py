@@ -63,6 +63,11 @@ class Outcome:
     cause: str | None = None
 
 
+def not_finite(subject: Subject) -> Outcome:
+    """What a protocol gives where the loss is not finite."""
+    return Outcome(cause=f"the loss on the {subject.spec.split} split is not finite")
+
+
 class Protocol(abc.ABC):
     """Base of all protocols. Subclasses set `name`, `Options` and `metrics`, and define `measure`."""
 

@@ -13,6 +13,11 @@ from lowrank.data.loader import TaskBatches
 from lowrank.tasks import Task, forward
 
 
+def perplexity(loss: float) -> float | None:
+    """exp(loss); None where that overflows."""
+    return math.exp(loss) if loss < 700 else None
+
+
 @dataclass(frozen=True)
 class Score:
     """What a split says of a model.
@@ -49,9 +54,9 @@ class Score:
         return (2 * hits[seen > 0] / seen[seen > 0]).mean(dtype=torch.float64).item()
 
     @property
-    def perplexity(self) -> float:
-        """exp(loss); inf where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+    def perplexity(self) -> float | None:
+        """Of the loss."""
+        return perplexity(self.loss)
 
 
 def score(

@@ -29,7 +29,7 @@ from lowrank.export.probe import EXAMPLES, TOKENS, probe_inputs, probe_logits
 from lowrank.export.tokenizer import write_tokenizer
 from lowrank.files import check_seal, read_json, replacing_folder, write_json
 from lowrank.methods.chain import Chain
-from lowrank.models.load import load_model, skeleton
+from lowrank.models.load import load_model, load_run, skeleton
 from lowrank.run_folder import RUNS, SPEC, WEIGHTS, read_spec
 from lowrank.spec import RunSpec
 from lowrank.strict import suggest
@@ -77,8 +77,7 @@ def export_run(run: str, to: To, out: Path | None = None, runs: Path = RUNS, dow
         labels = list(data_card(spec.data.card).labels)
         labels += [f"unused {index}" for index in range(len(labels), spec.model.head_classes or 0)]
     pin = _same_base(run, spec, card, runs)
-    model = load_model(spec.model, spec.task, len(labels), spec.seed, downloads)
-    chain = Chain.build(spec.chain).attach(model, spec.seed)
+    model, chain = load_run(spec, len(labels), downloads=downloads)
     weights = runs / run / WEIGHTS
     chain.load_changed(load_file(weights), str(weights))
     inputs = probe_inputs(model)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lowrank.cards import ModelCard, model_card
 from lowrank.data.fetch import DOWNLOADS, files_of, settings_of
 from lowrank.errors import ConfigError, IntegrityError
-from lowrank.spec import ModelSpec
+from lowrank.methods.chain import Chain
+from lowrank.spec import ModelSpec, RunSpec
 from lowrank.strict import suggest
 from lowrank.targets import head_names
 
@@ -71,6 +72,14 @@ def load_model(spec: ModelSpec, task: str, num_labels: int, seed: int, downloads
             model = _build(card, settings, spec, task, num_labels)
             return model.to(getattr(torch, spec.dtype)).eval()
         return _load(card, settings, spec, task, num_labels, folder).eval()
+
+
+def load_run(
+    spec: RunSpec, num_labels: int, device: torch.device | None = None, downloads: Path = DOWNLOADS
+) -> tuple[nn.Module, Chain]:
+    """The base model of a run with its chain attached, as before its first step. Raises what `load_model` does."""
+    model = load_model(spec.model, spec.task, num_labels, spec.seed, downloads).to(device)
+    return model, Chain.build(spec.chain).attach(model, spec.seed)
 
 
 def skeleton(spec: ModelSpec, task: str, num_labels: int) -> nn.Module:

@@ -17,7 +17,7 @@ from lowrank.measure import counts, trunk_weights
 from lowrank.methods.chain import Chain
 from lowrank.methods.stacked import share_base
 from lowrank.methods.stacked_chain import StackedChain
-from lowrank.models.load import load_model
+from lowrank.models.load import load_model, load_run
 from lowrank.signals import StopFlag
 from lowrank.spec import Pins, RunSpec
 from lowrank.tasks import task
@@ -170,7 +170,7 @@ def _stack(members: Sequence[Member], saved: Sequence[Saved | None], labels: int
     """The members' chains as one, each where its checkpoint left it. There is one copy of the trunk."""
     chains: list[Chain] = []
     for spec, found in zip([members[0].spec, *(member.spec for member in members)], [None, *saved], strict=True):
-        chain = Chain.build(spec.chain).attach(load_model(spec.model, spec.task, labels, spec.seed), spec.seed)
+        _, chain = load_run(spec, labels)
         if chains:
             share_base(chains[0].attached, chain.attached)
         if found is not None:

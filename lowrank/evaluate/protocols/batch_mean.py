@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from lowrank.evaluate.protocol import Outcome, Protocol, Subject
+from lowrank.evaluate.protocol import Outcome, Protocol, Subject, not_finite
+from lowrank.evaluate.score import perplexity
 from lowrank.strict import PositiveInt, Strict
 from lowrank.tasks import forward, task
 
@@ -52,6 +53,5 @@ class BatchMean(Protocol):
                 tokens += int(batch["attention_mask"].sum())
         loss = total / (batches + self.options.counter_start)
         if not math.isfinite(loss):
-            return Outcome(cause=f"the loss on the {spec.split} split is not finite")
-        perplexity = math.exp(loss) if loss < 700 else None
-        return Outcome({"loss": loss, "perplexity": perplexity, "batches": batches, "tokens": tokens})
+            return not_finite(subject)
+        return Outcome({"loss": loss, "perplexity": perplexity(loss), "batches": batches, "tokens": tokens})

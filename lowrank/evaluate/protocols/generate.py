@@ -44,19 +44,18 @@ class Generate(Protocol):
         if subject.run.task != "causal_lm":
             return Outcome(metrics=dict.fromkeys(self.metrics))
         ids = self._rows(subject)
-        cut, new = self.options.prompt_tokens, self.options.new_tokens
+        cut, new, found = self.options.prompt_tokens, self.options.new_tokens, ids
         with subject.chain.eval_mode() as model:
 
-            def decode() -> Tensor:
+            def decode() -> None:
+                nonlocal found
                 found = ids[:, :cut]
                 for _ in range(new):
                     subject.poll()
                     logits = forward(model, {"input_ids": found, "attention_mask": torch.ones_like(found)})
                     found = torch.cat([found, logits[:, -1:].argmax(-1)], dim=1)
-                return found
 
             took = seconds(decode, subject.device, 1, subject.poll)
-            found = decode()
         made, own = found[:, cut:], ids[:, cut:]
         tokenizer = _tokenizer(subject.run.model.card)
         texts = [[tokenizer.decode(row.tolist()) for row in part] for part in (ids[:, :cut], made, own)]

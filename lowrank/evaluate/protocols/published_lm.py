@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from lowrank.data.documents import document_rows
 from lowrank.errors import ConfigError
-from lowrank.evaluate.protocol import Outcome, Protocol, Subject
+from lowrank.evaluate.protocol import Outcome, Protocol, Subject, not_finite
+from lowrank.evaluate.score import perplexity
 from lowrank.strict import PositiveInt, Strict
 from lowrank.tasks import IGNORED, forward
 
@@ -68,11 +69,11 @@ class PublishedLm(Protocol):
                 padding += wanted - int(((labels != IGNORED) & mask).sum())
         loss = weighted / max(1, real) if options.divisor == "published" else losses / max(1, predicted)
         if not math.isfinite(loss):
-            return Outcome(cause=f"the loss on the {subject.spec.split} split is not finite")
+            return not_finite(subject)
         return Outcome(
             metrics={
                 "loss": loss,
-                "perplexity": math.exp(loss) if loss < 700 else None,
+                "perplexity": perplexity(loss),
                 "accuracy": right / max(1, real),
                 "units": real if options.divisor == "published" else predicted,
                 "batch_loss": batches / max(1, count),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lowrank.evaluate.protocol import Outcome, Protocol, Subject
+from lowrank.evaluate.protocol import Outcome, Protocol, Subject, not_finite
 from lowrank.evaluate.score import score
 from lowrank.tasks import task
 
@@ -26,11 +26,11 @@ class ScoreProtocol(Protocol):
                 model, asked, subject.batches, spec.batch_size, subject.device, rows=spec.rows, poll=subject.poll
             )
         if not math.isfinite(result.loss):
-            return Outcome(cause=f"the loss on the {spec.split} split is not finite")
+            return not_finite(subject)
         return Outcome(
             metrics={
                 "loss": result.loss,
-                "perplexity": result.perplexity if math.isfinite(result.perplexity) else None,
+                "perplexity": result.perplexity,
                 "accuracy": result.accuracy,
                 "f1": result.f1,
                 "units": result.units,

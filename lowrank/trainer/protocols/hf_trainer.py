@@ -11,7 +11,7 @@ from torch import nn
 
 from lowrank.evaluate.protocol import Outcome, Protocol, Subject
 from lowrank.methods.chain import Chain
-from lowrank.models.load import load_model
+from lowrank.models.load import load_run
 from lowrank.tasks import task
 from lowrank.train.loop import Loop
 from lowrank.trainer.same_run import loop_trainer
@@ -51,10 +51,8 @@ class HfTrainer(Protocol):
         )
 
     def _fresh(self, subject: Subject) -> tuple[nn.Module, Chain]:
-        run = subject.run
         labels = getattr(subject.model.config, "num_labels", 0)
-        model = load_model(run.model, run.task, labels, run.seed).to(subject.device)
-        return model, Chain.build(run.chain).attach(model, run.seed)
+        return load_run(subject.run, labels, subject.device)
 
     def _by_loop(self, subject: Subject) -> list[float]:
         run, (model, chain) = subject.run, self._fresh(subject)
