@@ -12,8 +12,9 @@ import pytest
 
 from lowrank import jobs, plan
 from lowrank.errors import ConfigError
-from lowrank.planning import Planner
+from lowrank.planning import Planner, make_plan
 from lowrank.spec import EvalSpec, RunSpec
+from lowrank.study import SCALES, Scale, studies
 from tests.training_lab import run_spec
 
 TEST = {"test": EvalSpec()}
@@ -156,3 +157,13 @@ def test_a_plan_for_a_person() -> None:
     text = plan.print_plan(json.loads(json.dumps(made)), training)
     assert text.startswith("a (smoke): 1 runs in 1 packs, 6 steps, about 2 min\n  lora-")
     assert text.endswith(": 1 runs, 1 one after another (nothing to share)")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_all_studies_together_are_planned(scale: Scale) -> None:
+    """They share runs, packs and evaluations, so each alone says little of all of them."""
+    made = make_plan(scale, studies())
+    assert set(made["studies"]) == set(studies())
+    assert all(made["studies"][study]["runs"] for study in studies())
+    members = [run for pack in made["packs"].values() for run in pack["members"]]
+    assert sorted(members) == sorted(made["runs"])

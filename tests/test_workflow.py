@@ -17,7 +17,7 @@ pytestmark = pytest.mark.workflow
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A checkout in which everything has run once at smoke scale."""
-    lab = Lab.new(tmp_path_factory.mktemp("finished") / "lab")
+    lab = Lab.new(tmp_path_factory.mktemp("finished") / "lab").only("lr_ratio")
     lab.snakemake("--", "all")
     return lab
 
@@ -104,18 +104,18 @@ class TestTargets:
         assert (lab.folder / "reports" / "lr_ratio.html").is_file()
 
     def test_a_dry_run_of_a_fresh_checkout_lists_every_pack(self, tmp_path: Path) -> None:
-        fresh = Lab.new(tmp_path / "fresh")
+        fresh = Lab.new(tmp_path / "fresh").only("lr_ratio")
         said = fresh.snakemake("-n", "--", "all")
         assert planned(said, "train_") == 3
         assert "lowrank: scale smoke, studies lr_ratio, 10 runs in 3 packs" in said
 
     def test_until(self, tmp_path: Path) -> None:
-        fresh = Lab.new(tmp_path / "fresh")
+        fresh = Lab.new(tmp_path / "fresh").only("lr_ratio")
         assert planned(fresh.snakemake("-n", "--until", "prepare", "--", "all"), "train_") == 0
 
     @pytest.mark.parametrize("scale", ["laptop", "paper"])
     def test_every_scale_is_planned(self, tmp_path: Path, scale: str) -> None:
-        fresh = Lab.new(tmp_path / "fresh")
+        fresh = Lab.new(tmp_path / "fresh").only("lr_ratio")
         said = fresh.snakemake("-n", "--config", f"scale={scale}", "--", "all")
         assert f"lowrank: scale {scale}, studies lr_ratio" in said
 
@@ -144,7 +144,10 @@ class TestRefusals:
     def test_an_unknown_key_of_the_configuration(self, tmp_path: Path) -> None:
         fresh = Lab.new(tmp_path / "fresh")
         said = fresh.snakemake("-n", "--config", "scal=smoke", "--", "all", ok=False)
-        assert "config.yaml: scal: unknown key 'scal'; did you mean 'scale'? (allowed: scale, studies)" in said
+        assert (
+            "config.yaml: scal: unknown key 'scal'; did you mean 'scale'? (allowed: preemptible, scale, studies)"
+            in said
+        )
 
     def test_an_unknown_study(self, tmp_path: Path) -> None:
         fresh = Lab.new(tmp_path / "fresh")
@@ -160,7 +163,7 @@ class TestRefusals:
 
     def test_a_cell_of_the_notebook_that_fails_leaves_no_page(self, lab: Lab) -> None:
         (lab.folder / "reports" / "lr_ratio.html").unlink()
-        notebook = next((lab.folder / "workflow" / "notebooks").glob("*.ipynb"))
+        notebook = lab.folder / "workflow" / "notebooks" / "lr_ratio.ipynb"
         text = json.loads(notebook.read_text())
         next(
             c for c in text["cells"] if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])

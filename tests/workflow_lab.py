@@ -38,6 +38,13 @@ class Lab:
                 shutil.copy2(source, target)
         return cls(folder)
 
+    def only(self, study: str) -> Lab:
+        """The same with one study: what the workflow does with one it does with five, in a fifth of the time."""
+        for path in (self.folder / "workflow" / "studies").glob("*.yaml"):
+            if path.stem != study:
+                path.unlink()
+        return self
+
     def copy(self, folder: Path) -> Lab:
         """The same with everything that was computed; times are kept, since Snakemake reads them."""
         shutil.copytree(self.folder, folder, symlinks=True)

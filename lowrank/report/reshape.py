@@ -39,7 +39,7 @@ def averages(context: Context, name: str) -> pd.DataFrame:
     place = f"{context.study}: tables.{name}"
     frame = context.table(view.table)
     if frame.reindex(columns=list(view.metrics)).isna().all(axis=None):  # no run recorded anything
-        return pd.DataFrame(columns=[*view.by, "place", *view.metrics, "rows"])
+        return pd.DataFrame(columns=list(dict.fromkeys([*view.by, *view.metrics, *view.show, "rows"])))
     frame = select(frame, view.where, place)
     need_columns(frame, [*view.by, *([view.latest] if view.latest else [])], place)
     if view.latest:
