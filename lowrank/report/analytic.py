@@ -36,9 +36,7 @@ def counts(context: Context, name: str) -> pd.DataFrame:
     trainable_parameters / parameters. total_bytes: the sum of the categories; a row without a batch has
     no activations, so neither those nor a total.
     """
-    view = context.views.tables[name]
-    assert isinstance(view, Counts)
-    place = f"{context.study}: tables.{name}"
+    view, place = context.table_view(Counts, name)
     return pd.DataFrame([count(row, f"{place}: {row.label}", view.bytes) for row in view.rows])
 
 
@@ -118,9 +116,8 @@ def _batch(base: Any, row: CountRow, multiple: int) -> dict[str, Tensor]:
 @table(Arithmetic)
 def arithmetic(context: Context, name: str) -> pd.DataFrame:
     """Each formula with its value, and whether the printed number is that value rounded to its own digits."""
-    view = context.views.tables[name]
-    assert isinstance(view, Arithmetic)
-    return pd.DataFrame([_calculate(context, row, f"{context.study}: tables.{name}: {row.label}") for row in view.rows])
+    view, place = context.table_view(Arithmetic, name)
+    return pd.DataFrame([_calculate(context, row, f"{place}: {row.label}") for row in view.rows])
 
 
 def _calculate(context: Context, row: ArithmeticRow, place: str) -> dict[str, Any]:

@@ -40,8 +40,7 @@ def document_curves(context: Context, name: str) -> pd.DataFrame:
     Two points of a curve are tied where reading them from the image cannot tell them apart: their
     difference is at most twice the reading accuracy.
     """
-    view = context.views.tables[name]
-    assert isinstance(view, DocumentCurves)
+    view, _ = context.table_view(DocumentCurves, name)
     curves: dict[tuple[Any, ...], dict[float, tuple[float, float]]] = {}
     names: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
     for artefact in view.curves:

@@ -24,9 +24,7 @@ WIDTH, MARGIN, THICKNESS, GAP = 5.6, 1.25, 0.27, 0.5
 @figure(Bars)
 def bars(context: Context, name: str) -> Figure:
     """One bar per row, or per row and series, with its interval and its value; a row without one says so."""
-    view = context.views.figures[name]
-    assert isinstance(view, Bars)
-    place = f"{context.study}: figures.{name}"
+    view, place = context.figure_view(Bars, name)
     columns = list(view.stack) or [str(view.x)]
     table = context.table(view.table)
     need_columns(table, [*view.rows, *view.series, *columns], place)

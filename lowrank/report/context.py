@@ -22,6 +22,7 @@ RunsOfRow = tuple[dict[str, Any], "pd.DataFrame"]
 """What makes a row of a table, and the runs behind it."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+View = TypeVar("View")
 
 TABLES: dict[str, Callable[[Context, str], pd.DataFrame]] = {}
 FIGURES: dict[str, Callable[[Context, str], Any]] = {}
@@ -43,6 +44,14 @@ class Context:
     out: Path
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     _optima: dict[str, list[Optimum]] = field(default_factory=dict)
+
+    def table_view(self, record: type[View], name: str) -> tuple[View, str]:
+        """The view of the table of that name, which is of that kind, and its place for messages."""
+        return _of(record, self.views.tables[name]), f"{self.study}: tables.{name}"
+
+    def figure_view(self, record: type[View], name: str) -> tuple[View, str]:
+        """The same for a figure."""
+        return _of(record, self.views.figures[name]), f"{self.study}: figures.{name}"
 
     def table(self, name: str) -> pd.DataFrame:
         """The table of that name."""
@@ -77,9 +86,7 @@ class Context:
         if name not in self._optima:
             from lowrank.report.optima import find_optima
 
-            view = self.views.tables[name]
-            assert isinstance(view, Optima)  # parse_views has seen to it
-            self._optima[name] = find_optima(self.runs, view, f"{self.study}: tables.{name}")
+            self._optima[name] = find_optima(self.runs, *self.table_view(Optima, name))
         return self._optima[name]
 
     def draw(self, name: str) -> Any:
@@ -91,6 +98,11 @@ class Context:
         view = self.views.claims[name]
         optima = self.optima(view.table) if isinstance(view, OptimaClaim) else None
         return CHECKS[_kind(view, "check")](self, view, optima)
+
+
+def _of(record: type[View], view: object) -> View:
+    assert isinstance(view, record)  # parse_views has seen to it
+    return view
 
 
 def _kind(view: Any, key: str) -> str:

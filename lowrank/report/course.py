@@ -25,9 +25,7 @@ def course(context: Context, name: str) -> pd.DataFrame:
     A step that some seed of the series does not reach, since it diverged, is left out: a mean over the
     others would jump. `seeds` says how many seeds a row holds.
     """
-    view = context.views.tables[name]
-    assert isinstance(view, Course)
-    place = f"{context.study}: tables.{name}"
+    view, place = context.table_view(Course, name)
     runs = select(context.runs_at(view.at), view.where, place)
     need_columns(runs, list(view.by), place)
     rows: list[dict[str, Any]] = []

@@ -6,10 +6,9 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lowrank.report.context import Context, figure
-from lowrank.report.figures import SIZE, name_ends, padded
+from lowrank.report.figures import height_grid, name_ends, padded, sheet
 from lowrank.report.frame import groups, need_columns, select
 from lowrank.report.kinds import Course, Curves
 from lowrank.report.style import SETTINGS, Look, in_order, looks
@@ -21,27 +20,15 @@ def curves(context: Context, name: str) -> Figure:
 
     A series of which seeds are missing says so in its name.
     """
-    view = context.views.figures[name]
-    assert isinstance(view, Curves)
-    place = f"{context.study}: figures.{name}"
+    view, place = context.figure_view(Curves, name)
     course = context.views.tables[view.table]
     assert isinstance(course, Course)  # parse_views has seen to it
     table = context.table(view.table)
     need_columns(table, list(view.series), place)
     parts = in_order(groups(select(table, view.where, place), view.series))
     with matplotlib.rc_context(SETTINGS):
-        drawing = Figure(figsize=SIZE, layout="constrained")
-        axes = drawing.add_subplot()
-        axes.set_xlabel(view.x_label)
-        axes.set_ylabel(view.y_label)
-        axes.grid(visible=False, axis="x")
-        if view.log_x:
-            axes.set_xscale("log")
-        if view.log_y:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
+        drawing, axes = sheet(view)
+        height_grid(axes, view.log_y)
         ends = []
         for (_, rows), look in zip(parts, looks([keys for keys, _ in parts], context.views.titles), strict=True):
             end = _curve(axes, course, rows[rows[course.tag].notna()].sort_values("step"), look)

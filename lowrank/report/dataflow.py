@@ -30,9 +30,8 @@ def dataflow(context: Context, name: str) -> pd.DataFrame:
     role: input, base (stored weight, and what decodes it), adapter (trained factors), output. way: how the factors
     enter, by whether they compute the base product themselves.
     """
-    view = context.views.tables[name]
-    assert isinstance(view, Dataflow)
-    return pd.DataFrame([row for asked in view.rows for row in _layer(asked, f"{context.study}: tables.{name}")])
+    view, place = context.table_view(Dataflow, name)
+    return pd.DataFrame([row for asked in view.rows for row in _layer(asked, place)])
 
 
 def _layer(asked: CountRow, place: str) -> list[dict[str, Any]]:
@@ -88,10 +87,9 @@ def _row(name: str, role: str, tensor: Tensor) -> dict[str, Any]:
 @figure(DataflowFigure)
 def draw(context: Context, name: str) -> Figure:
     """A panel per layer: x on the left, what is frozen above, what trains below, y on the right."""
-    view = context.views.figures[name]
-    assert isinstance(view, DataflowFigure)
+    view, place = context.figure_view(DataflowFigure, name)
     found = context.table(view.table)
-    need_columns(found, ["label", "tensor", "role", "shape", "way"], f"{context.study}: figures.{name}")
+    need_columns(found, ["label", "tensor", "role", "shape", "way"], place)
     panels = [(str(label), rows.to_dict("records")) for label, rows in found.groupby("label", sort=False)]
     columns = min(2, len(panels))
     with matplotlib.rc_context(SETTINGS):

@@ -14,7 +14,7 @@ from matplotlib.transforms import ScaledTranslation, Transform
 
 from lowrank.report.context import Context, figure
 from lowrank.report.frame import groups, need_columns, select
-from lowrank.report.kinds import Lines
+from lowrank.report.kinds import Curves, Lines, Scatter
 from lowrank.report.style import INK, MUTED, PAPER, SETTINGS, Look, in_order, looks
 from lowrank.report.text import number, rate
 
@@ -32,17 +32,14 @@ def lines(context: Context, name: str) -> Figure:
     Hollow markers are optima tied with their runner-up (or seen with one seed), a ring is an optimum at
     the edge of its grid, a cross on the axis a cell without a value.
     """
-    view = context.views.figures[name]
-    assert isinstance(view, Lines)
-    place = f"{context.study}: figures.{name}"
+    view, place = context.figure_view(Lines, name)
     table = context.table(view.table)
     need_columns(table, [view.x, view.y, *view.series], place)
     table = select(table, view.where, place)
     reference = select(table, view.reference, place) if view.reference else table.iloc[:0]
     parts = in_order(groups(table.drop(reference.index), view.series))
     with matplotlib.rc_context(SETTINGS):
-        drawing = Figure(figsize=SIZE, layout="constrained")
-        axes = drawing.add_subplot()
+        drawing, axes = sheet(view)
         _scales(axes, view, table.drop(reference.index), reference)
         references = _guides(axes, view, reference, context.views.titles)
         ends = []
@@ -54,17 +51,30 @@ def lines(context: Context, name: str) -> Figure:
     return drawing
 
 
-def _scales(axes: Axes, view: Lines, table: pd.DataFrame, reference: pd.DataFrame) -> None:
+def sheet(view: Lines | Curves | Scatter) -> tuple[Figure, Axes]:
+    """An empty figure with the names and the scales of its axes."""
+    drawing = Figure(figsize=SIZE, layout="constrained")
+    axes = drawing.add_subplot()
     axes.set_xlabel(view.x_label)
     axes.set_ylabel(view.y_label)
-    axes.grid(visible=False, axis="x")
+    if view.log_x:
+        axes.set_xscale("log")
     if view.log_y:
         axes.set_yscale("log")
+    return drawing, axes
+
+
+def height_grid(axes: Axes, log_y: bool) -> None:
+    """Of a line the height is read, so only that has grid lines; on a log scale they stand at 1, 2 and 5."""
+    axes.grid(visible=False, axis="x")
+    if log_y:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
-    if view.log_x:
-        axes.set_xscale("log")
+
+
+def _scales(axes: Axes, view: Lines, table: pd.DataFrame, reference: pd.DataFrame) -> None:
+    height_grid(axes, view.log_y)
     shown = sorted(float(x) for x in table[view.x].dropna().unique())
     if view.log_x and shown and len(shown) <= 9:
         axes.xaxis.set_major_locator(FixedLocator(shown))

@@ -20,9 +20,7 @@ def pivot(context: Context, name: str) -> pd.DataFrame:
 
     A cell that its table leaves empty stays empty, and `cause` says why.
     """
-    view = context.views.tables[name]
-    assert isinstance(view, Pivot)
-    place = f"{context.study}: tables.{name}"
+    view, place = context.table_view(Pivot, name)
     frame = select(context.table(view.table), view.where, place)
     need_columns(frame, [*view.rows, view.columns, view.metric], place)
     found = []

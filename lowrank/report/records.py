@@ -19,9 +19,7 @@ from lowrank.strict import parse
 @table(Records)
 def records(context: Context, name: str) -> pd.DataFrame:
     """Every recorded row beside its run's `by`, `seed` and `run`; a run without any has one row that says why."""
-    view = context.views.tables[name]
-    assert isinstance(view, Records)
-    place = f"{context.study}: tables.{name}"
+    view, place = context.table_view(Records, name)
     runs = select(context.runs_at(view.at), view.where, place)
     need_columns(runs, list(view.by), place)
     found = []

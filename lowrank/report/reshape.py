@@ -15,9 +15,7 @@ from lowrank.report.kinds import Averages, Unpivot
 @table(Unpivot)
 def unpivot(context: Context, name: str) -> pd.DataFrame:
     """One row per row and stem, with the metrics of the stem, their intervals where the table has some, and causes."""
-    view = context.views.tables[name]
-    assert isinstance(view, Unpivot)
-    place = f"{context.study}: tables.{name}"
+    view, place = context.table_view(Unpivot, name)
     frame = select(context.table(view.table), view.where, place)
     need_columns(frame, [*view.keep, *(f"{stem}_{metric}" for stem in view.stems for metric in view.metrics)], place)
     beside = [column for column in ("seeds", "seeds_planned", "status", "cause") if column in frame]
@@ -34,9 +32,7 @@ def unpivot(context: Context, name: str) -> pd.DataFrame:
 @table(Averages)
 def averages(context: Context, name: str) -> pd.DataFrame:
     """Means over the rows of each group; `rows` counts them, and rows without a value are left out of its mean."""
-    view = context.views.tables[name]
-    assert isinstance(view, Averages)
-    place = f"{context.study}: tables.{name}"
+    view, place = context.table_view(Averages, name)
     frame = context.table(view.table)
     if frame.reindex(columns=list(view.metrics)).isna().all(axis=None):  # no run recorded anything
         return pd.DataFrame(columns=list(dict.fromkeys([*view.by, *view.metrics, *view.show, "rows"])))

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lowrank.report.context import Context, figure
-from lowrank.report.figures import SIZE, bars_of
+from lowrank.report.figures import bars_of, sheet
 from lowrank.report.frame import groups, need_columns, select
 from lowrank.report.kinds import Scatter
 from lowrank.report.style import MUTED, SETTINGS, in_order, looks
@@ -29,21 +29,12 @@ PLACES = (
 @figure(Scatter)
 def scatter(context: Context, name: str) -> Figure:
     """One point per row, named beside it; bars are its intervals."""
-    view = context.views.figures[name]
-    assert isinstance(view, Scatter)
-    place = f"{context.study}: figures.{name}"
+    view, place = context.figure_view(Scatter, name)
     table = context.table(view.table)
     need_columns(table, [view.x, view.y, *view.series, *view.label], place)
     parts = in_order(groups(select(table, view.where, place), view.series))
     with matplotlib.rc_context(SETTINGS):
-        drawing = Figure(figsize=SIZE, layout="constrained")
-        axes = drawing.add_subplot()
-        axes.set_xlabel(view.x_label)
-        axes.set_ylabel(view.y_label)
-        if view.log_x:
-            axes.set_xscale("log")
-        if view.log_y:
-            axes.set_yscale("log")
+        drawing, axes = sheet(view)
         axes.margins(0.14)
         points: list[tuple[float, float, str, str]] = []
         for (_, rows), look in zip(parts, looks([keys for keys, _ in parts], context.views.titles), strict=True):

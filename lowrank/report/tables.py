@@ -15,14 +15,6 @@ from lowrank.report.stats import Estimate, estimate
 from lowrank.report.text import label, numbers
 
 
-def _view(context: Context, name: str) -> Any:
-    return context.views.tables[name]
-
-
-def _place(context: Context, name: str) -> str:
-    return f"{context.study}: tables.{name}"
-
-
 def _interval(name: str, found: Estimate | None) -> dict[str, float | None]:
     if found is None:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
@@ -32,25 +24,25 @@ def _interval(name: str, found: Estimate | None) -> dict[str, float | None]:
 @cells(Summary)
 def summary_cells(context: Context, name: str) -> list[RunsOfRow]:
     """The runs of each combination of `by`."""
-    view: Summary = _view(context, name)
-    runs = select(context.runs, view.where, _place(context, name))
-    need_columns(runs, list(view.by), _place(context, name))
+    view, place = context.table_view(Summary, name)
+    runs = select(context.runs, view.where, place)
+    need_columns(runs, list(view.by), place)
     return groups(runs, view.by)
 
 
 @table(Summary)
 def summary(context: Context, name: str) -> pd.DataFrame:
     """Mean and t interval over seeds of each metric, one row per combination of `by`."""
-    view: Summary = _view(context, name)
-    return pd.DataFrame(_measured(context, name, context.cells(name) or [], view.metrics, view.by))
+    view, place = context.table_view(Summary, name)
+    return pd.DataFrame(_measured(context, place, context.cells(name) or [], view.metrics, view.by))
 
 
 def _measured(
-    context: Context, name: str, rows: list[RunsOfRow], metrics: tuple[str, ...], by: tuple[str, ...]
+    context: Context, place: str, rows: list[RunsOfRow], metrics: tuple[str, ...], by: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """Each row with its metrics, their intervals, how many seeds there are, and what is missing."""
     shown = context.runs.loc[[index for _, cell in rows for index in cell.index]]
-    runs, mixed = without_mixed_devices(with_metrics(shown, metrics, _place(context, name)), metrics, by)
+    runs, mixed = without_mixed_devices(with_metrics(shown, metrics, place), metrics, by)
     found = []
     for keys, cell in rows:
         row: dict[str, Any] = dict(keys)
@@ -72,10 +64,10 @@ def tuned_cells(context: Context, name: str) -> list[RunsOfRow]:
 @table(Tuned)
 def tuned(context: Context, name: str) -> pd.DataFrame:
     """The value of `axis` that the validation metric chooses, and the metrics measured there."""
-    view: Tuned = _view(context, name)
+    view, place = context.table_view(Tuned, name)
     metrics = tuple(dict.fromkeys((view.choose_by, *view.metrics)))
     choices = _choices(context, name)
-    rows = _measured(context, name, [(keys, cell) for keys, cell, _ in choices], metrics, view.by)
+    rows = _measured(context, place, [(keys, cell) for keys, cell, _ in choices], metrics, view.by)
     return pd.DataFrame([_beside_keys(row, view.by, chosen) for row, (_, _, chosen) in zip(rows, choices, strict=True)])
 
 
@@ -85,8 +77,7 @@ def _beside_keys(row: dict[str, Any], by: tuple[str, ...], more: dict[str, Any])
 
 def _choices(context: Context, name: str) -> list[tuple[dict[str, Any], pd.DataFrame, dict[str, Any]]]:
     """For each combination of `by`: its keys, the runs at the chosen value, and what is to be said of the choice."""
-    view: Tuned = _view(context, name)
-    place = _place(context, name)
+    view, place = context.table_view(Tuned, name)
     runs = select(context.runs, view.where, place)
     need_columns(runs, [*view.by, view.axis], place)
     runs = with_metrics(runs, (view.choose_by,), place)
@@ -115,8 +106,8 @@ def _choices(context: Context, name: str) -> list[tuple[dict[str, Any], pd.DataF
 @cells(Optima)
 def optima_cells(context: Context, name: str) -> list[RunsOfRow]:
     """The runs of each configuration at its optimum."""
-    view: Optima = _view(context, name)
-    chosen = select(context.runs, view.where, _place(context, name))
+    view, place = context.table_view(Optima, name)
+    chosen = select(context.runs, view.where, place)
     optima = context.optima(name)
     return [
         (dict(optimum.keys), cell if optimum.best is None else cell[cell[view.axis] == optimum.best])
@@ -127,7 +118,7 @@ def optima_cells(context: Context, name: str) -> list[RunsOfRow]:
 @table(Optima)
 def optima(context: Context, name: str) -> pd.DataFrame:
     """The optimum of each sweep, what ties with it, and its ratio to the baseline's."""
-    view: Optima = _view(context, name)
+    view, _ = context.table_view(Optima, name)
     return pd.DataFrame([_optimum_row(optimum, view) for optimum in context.optima(name)])
 
 
@@ -152,8 +143,9 @@ def _optimum_row(optimum: Optimum, view: Optima) -> dict[str, Any]:
 @table(Settings)
 def settings(context: Context, name: str) -> pd.DataFrame:
     """The distinct values of each column over all runs, separated by spaces."""
+    view, _ = context.table_view(Settings, name)
     rows = []
-    for column in _view(context, name).columns:
+    for column in view.columns:
         values = sorted(context.runs[column].dropna().unique()) if column in context.runs else []
         rows.append({"setting": column, "values": numbers(values), "runs": len(context.runs)})
     return pd.DataFrame(rows)
@@ -162,8 +154,8 @@ def settings(context: Context, name: str) -> pd.DataFrame:
 @table(Coverage)
 def coverage(context: Context, name: str) -> pd.DataFrame:
     """The document's grid against the runs: what is there, what was dropped at this scale, what was added."""
-    view: Coverage = _view(context, name)
-    need_columns(context.runs, [*view.by, view.axis], _place(context, name))
+    view, place = context.table_view(Coverage, name)
+    need_columns(context.runs, [*view.by, view.axis], place)
     document: dict[tuple[Any, ...], set[float]] = {}
     for product in view.grid:
         axes = {key: value if isinstance(value, tuple) else (value,) for key, value in product.items()}

@@ -21,9 +21,7 @@ def words(context: Context, name: str) -> pd.DataFrame:
 
     A word is missing where its number is, or the baseline's.
     """
-    view = context.views.tables[name]
-    assert isinstance(view, Words)
-    place = f"{context.study}: tables.{name}"
+    view, place = context.table_view(Words, name)
     found = select(context.table(view.table), view.where, place)
     base = select(found, view.baseline, place).to_dict("records")
     if len(base) > 1:
@@ -68,9 +66,7 @@ def training_perplexity(context: Context, name: str) -> pd.DataFrame:
 
     last_epoch_loss: mean training loss over the steps of the last epoch (nats); training_perplexity: its exp.
     """
-    view = context.views.tables[name]
-    assert isinstance(view, TrainingPerplexity)
-    place = f"{context.study}: tables.{name}"
+    view, place = context.table_view(TrainingPerplexity, name)
     runs = with_metrics(select(context.runs, view.where, place), view.metrics, place)
     rows = []
     for keys, cell in groups(runs, view.by):
