@@ -51,6 +51,9 @@ class ModelSpec(Strict):
     """Overrides every dropout probability of the base; None keeps the card's."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """In which the base weights are held."""
+    gradient_checkpointing: bool = False
+    """Each block keeps its inputs alone and is computed again in the backward pass: less memory, a third more work, the
+    same numbers."""
 
 
 class DataSpec(Strict):

@@ -40,7 +40,9 @@ def predict_step(
     Only what follows from integers of the batch, such as which tokens have a label, is computed.
 
     Args:
-        build: returns the base model; called with the meta device as default, so it must not read weights.
+        build: returns the base model; called with the meta device as default, so it must not read weights. Where it
+            is `skeleton` of a `ModelSpec` with `gradient_checkpointing`, activations take
+            `saved_activation_bytes` + `recomputed_activation_bytes` at most.
         options: the chain, as `RunSpec.chain` holds it.
         batch: tensors of the right shapes and dtypes, on any device. Integers may be on the meta device, without
             values, where no size depends on them. A mask without values is one that hides something, while

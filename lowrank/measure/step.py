@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,13 +13,24 @@ from torch import Tensor, nn
 
 from lowrank.measure.flops import FlopCounter
 from lowrank.measure.memory import PeakMemory
-from lowrank.measure.storages import counts, gradients, model_tensors, optimizer_bytes, saved_tensors, storage_bytes
+from lowrank.measure.storages import (
+    counts,
+    gradients,
+    model_tensors,
+    optimizer_bytes,
+    saved_tensors,
+    storage_bytes,
+    tensors_in,
+)
 from lowrank.methods.chain import Chain
+from lowrank.recompute import checkpointed_blocks
 from lowrank.strict import Strict
 
 Batch = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 """(model, batch) -> scalar loss."""
+Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+"""A block and what it is called with."""
 
 
 class Accounting(Strict):
@@ -38,6 +49,9 @@ class Accounting(Strict):
     """Storages of the optimizer's state."""
     saved_activation_bytes: int
     """Storages that autograd holds at the end of the forward pass, without those of `parameter_bytes`."""
+    recomputed_activation_bytes: int
+    """What the backward pass holds beside them while it computes a block again, of the block that takes most; 0 without
+    gradient checkpointing."""
     flops_forward: int
     flops_backward: int
     peak_rss_bytes: int | None = None
@@ -108,9 +122,10 @@ class Step:
             The fields of `Accounting` that need neither a clock nor a peak.
         """
         kept = list(model_tensors(self.model))
-        with FlopCounter() as forward, saved_tensors() as saved:
+        with self._calls() as calls, FlopCounter() as forward, saved_tensors() as saved:
             loss = self.forward()
         saved_activation_bytes = storage_bytes(saved.held(), exclude=kept)
+        recomputed = [self._recomputed(*call, kept) for call in calls]
         with FlopCounter() as backward:
             loss.backward()
         facts = {
@@ -119,11 +134,36 @@ class Step:
             "gradient_bytes": storage_bytes(gradients(self.model)),
             "optimizer_bytes": optimizer_bytes(self.optimizer),
             "saved_activation_bytes": saved_activation_bytes,
+            "recomputed_activation_bytes": max(recomputed, default=0),
             "flops_forward": forward.get_total_flops(),
             "flops_backward": backward.get_total_flops(),
         }
         self.optimizer.zero_grad(set_to_none=True)
         return facts
+
+    @contextlib.contextmanager
+    def _calls(self) -> Iterator[list[Call]]:
+        """What the blocks that are computed again are called with in the forward pass that has a backward pass."""
+        calls: list[Call] = []
+
+        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if torch.is_grad_enabled():
+                calls.append((block, args, kwargs))
+
+        hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in checkpointed_blocks(self.model)]
+        yield calls
+        for hook in hooks:
+            hook.remove()
+
+    def _recomputed(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Sequence[Tensor]) -> int:
+        """Bytes that a block saves when it is computed again, without its inputs, which are saved anyway."""
+        block.gradient_checkpointing = False
+        with self._autocast(), saved_tensors() as saved:
+            output = block(*args, **kwargs)
+        block.gradient_checkpointing = True
+        found = storage_bytes(saved.held(), exclude=[*kept, *tensors_in([args, kwargs])])
+        del output  # until here it keeps what was saved
+        return found
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "bf16":

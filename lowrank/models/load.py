@@ -18,6 +18,7 @@ from lowrank.cards import ModelCard, model_card
 from lowrank.data.fetch import DOWNLOADS, files_of, settings_of
 from lowrank.errors import ConfigError, IntegrityError
 from lowrank.methods.chain import Chain
+from lowrank.recompute import checkpoint_blocks
 from lowrank.spec import ModelSpec, RunSpec
 from lowrank.strict import suggest
 from lowrank.targets import head_names
@@ -95,6 +96,8 @@ def skeleton(spec: ModelSpec, task: str, num_labels: int) -> nn.Module:
 def _build(card: ModelCard, settings: dict[str, Any], spec: ModelSpec, task: str, num_labels: int) -> nn.Module:
     model_class = _class(card, str(settings.get("model_type")), task)
     model: nn.Module = model_class(_config(model_class, card, settings, spec, task, num_labels))
+    if spec.gradient_checkpointing:
+        checkpoint_blocks(model)
     return model
 
 
@@ -173,6 +176,8 @@ def _load(
     over = [name for name in found["unexpected_keys"] if _is_trunk(name, prefix, trunk)]
     _refuse(card, folder, "holds unknown", [name for name in over if not _is_cut_layer(name, spec)])
     built: nn.Module = model
+    if spec.gradient_checkpointing:
+        checkpoint_blocks(built)
     return built
 
 

@@ -23,12 +23,13 @@ class Cost(Protocol):
     """Steps and inference on batches of the run's own data.
 
     `parameter_bytes`, `gradient_bytes`, `optimizer_bytes`, `saved_activation_bytes`: storages that a training step
-    at the run's batch size keeps. `peak_memory_bytes`: highest memory over the steps less what there was before
-    (CUDA: highest allocation). `step_time_s`: median seconds of a training step; `samples_per_s` its examples a
-    second. `latency_s`: seconds of a forward pass of one example, `throughput_per_s`: examples a second at the
-    evaluation's batch size; both again with `merged_` in front, after everything is folded into plain modules.
-    `inference_flops` and `merged_inference_flops`: operations of that batch. `clock`: `cpu` says that seconds are
-    those the process computed, `wall` that they are the clock's.
+    at the run's batch size keeps; `training_bytes`: their sum, with what a block takes that is computed again.
+    `peak_memory_bytes`: highest memory over the steps less what there was before (CUDA: highest allocation).
+    `step_time_s`: median seconds of a training step; `samples_per_s` its examples a second. `latency_s`: seconds of a
+    forward pass of one example, `throughput_per_s`: examples a second at the evaluation's batch size; both again with
+    `merged_` in front, after everything is folded into plain modules. `inference_flops` and `merged_inference_flops`:
+    operations of that batch. `clock`: `cpu` says that seconds are those the process computed, `wall` that they are the
+    clock's.
 
     A method whose merge has nothing to fold gives the same model twice.
     """
@@ -105,7 +106,7 @@ class Cost(Protocol):
         kept = ("parameter_bytes", "gradient_bytes", "optimizer_bytes", "saved_activation_bytes")
         return {
             **{name: facts[name] for name in (*kept, "flops_forward", "flops_backward")},
-            "training_bytes": sum(facts[name] for name in kept),
+            "training_bytes": sum(facts[name] for name in (*kept, "recomputed_activation_bytes")),
             "peak_memory_bytes": peak.rss_growth_bytes if subject.device.type == "cpu" else peak.cuda_bytes,
             "step_time_s": step_s,
             "samples_per_s": len(batch["labels"]) / step_s,
