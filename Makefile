@@ -35,7 +35,7 @@ PYTEST := $(RUN) python -m pytest -n 2 --dist loadfile
 test: $(READY) ## the tests
 	@$(PYTEST) -m "not slow and not slurm"
 
-# Alone: while its cluster is up, every other Snakemake on the machine would talk to it.
+# Alone: a scheduler's delays are real, and a machine busy with other tests makes them longer.
 test-slurm: $(READY) ## the cluster profile on a SLURM that the tests start; needs root and Debian's packages
 	@$(RUN) python -m pytest -m "slurm and not slow" tests/slurm
 

@@ -1,8 +1,9 @@
 """A throw-away SLURM of one node: munge, MariaDB, accounting, controller and node daemon, without systemd.
 
 The node claims more cores, memory and GPUs than it has, so that requests of real jobs can be made; nothing
-enforces memory here. Everything lies in one folder, but for the link /etc/slurm/slurm.conf: the jobs' own
-Snakemake drops SLURM_CONF, and without the link finds no controller.
+enforces memory here. Everything lies in one folder. The jobs' own Snakemake drops SLURM_CONF, so the configuration
+must be where SLURM looks by itself; each process of the cluster sees it there in a mount namespace of its own, and
+every other process of the machine sees /etc/slurm as it is.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ PACKAGES = (
     *("mariadb-server-core", "mariadb-client-core"),
 )
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch")
-LINK = Path("/etc/slurm/slurm.conf")
+CONFIGURATION = Path("/etc/slurm")
+INSIDE = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"')
 ACCOUNT = "lab"
 PATH = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
 
 SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort=26817
-SlurmdPort=26818
+SlurmctldPort={controller}
+SlurmdPort={node}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -42,7 +44,6 @@ SlurmctldPidFile={home}/slurmctld.pid
 SlurmdPidFile={home}/slurmd.pid
 SlurmctldLogFile={home}/slurmctld.log
 SlurmdLogFile={home}/slurmd.log
-PlugStackConfig={home}/plugstack.conf
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
@@ -63,7 +64,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
-AccountingStoragePort=26819
+AccountingStoragePort={accounting}
 AccountingStoragePass={home}/munge.socket
 AccountingStorageTRES=gres/gpu
 AccountingStoreFlags=job_comment
@@ -77,7 +78,7 @@ SLURMDBD_CONF = """\
 AuthType=auth/munge
 AuthInfo=socket={home}/munge.socket
 DbdHost=localhost
-DbdPort=26819
+DbdPort={accounting}
 SlurmUser=root
 PidFile={home}/slurmdbd.pid
 LogFile={home}/slurmdbd.log
@@ -93,8 +94,8 @@ def missing() -> str | None:
     """Why no cluster can be started here, or None."""
     if os.geteuid() != 0:
         return "SLURM's daemons need root here"
-    if LINK.exists() and not LINK.is_symlink():
-        return f"{LINK} belongs to a real cluster"
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        return "mount namespaces are not permitted here (unshare --mount)"
     absent = [name for name in PROGRAMS if shutil.which(name, path=PATH["PATH"]) is None]
     return f"not installed: {', '.join(absent)} (apt-get install {' '.join(PACKAGES)})" if absent else None
 
@@ -108,13 +109,21 @@ class Cluster:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.environment: Mapping[str, str] = {**os.environ, **PATH, "SLURM_CONF": str(home / "slurm.conf")}
+        self.etc = home / "etc"
+        self.inside = (*INSIDE, str(self.etc), str(CONFIGURATION))
+        """Before a command: it finds this cluster, and so does whatever it starts."""
+        self.environment: Mapping[str, str] = {**os.environ, **PATH}
         self._database: subprocess.Popen[bytes] | None = None
 
     def run(self, *command: str, check: bool = True, **more: str) -> str:
         """A command's output."""
         done = subprocess.run(
-            command, env={**self.environment, **more}, check=False, text=True, capture_output=True, timeout=120
+            [*self.inside, *command],
+            env={**self.environment, **more},
+            check=False,
+            text=True,
+            capture_output=True,
+            timeout=120,
         )
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}{self._logs()}")
@@ -122,17 +131,15 @@ class Cluster:
 
     def start(self) -> None:
         """Starts everything; returns when the node takes jobs."""
-        (self.home / "slurm.conf").write_text(SLURM_CONF.format(home=self.home, host=socket.gethostname()))
-        self._private("slurmdbd.conf", SLURMDBD_CONF.format(home=self.home))
+        self.etc.mkdir()
+        known = {"home": self.home, "host": socket.gethostname(), **_free_ports("controller", "node", "accounting")}
+        (self.etc / "slurm.conf").write_text(SLURM_CONF.format(**known))
+        self._private("etc/slurmdbd.conf", SLURMDBD_CONF.format(**known))
         for index in range(2):
             (self.home / f"gpu{index}").symlink_to("/dev/null")
-        (self.home / "gres.conf").write_text(f"Name=gpu Type=a100 File={self.home}/gpu[0-1]\n")
-        (self.home / "cgroup.conf").write_text("CgroupAutomount=no\n")
-        (self.home / "plugstack.conf").touch()
+        (self.etc / "gres.conf").write_text(f"Name=gpu Type=a100 File={self.home}/gpu[0-1]\n")
+        (self.etc / "cgroup.conf").write_text("CgroupAutomount=no\n")
         (self.home / "state").mkdir()
-        LINK.parent.mkdir(exist_ok=True)
-        LINK.unlink(missing_ok=True)
-        LINK.symlink_to(self.home / "slurm.conf")
         self._private("munge.key", os.urandom(128))
         files = {f"--{name}": f"{self.home}/munge.{name.split('-')[0]}" for name in ("socket", "key-file", "log-file")}
         pid = ["--pid-file", f"{self.home}/munged.pid", "--seed-file", f"{self.home}/munge.seed"]
@@ -177,8 +184,6 @@ class Cluster:
         if self._database is not None:
             self._database.kill()
             self._database.wait()
-        if LINK.is_symlink() and LINK.readlink() == self.home / "slurm.conf":
-            LINK.unlink()
 
     def jobs(self, *filters: str) -> list[str]:
         """Numbers of the jobs in the queue."""
@@ -193,7 +198,7 @@ class Cluster:
             time.sleep(0.05)
 
     def _answers(self, *command: str) -> bool:
-        done = subprocess.run(command, env=self.environment, capture_output=True, check=False)
+        done = subprocess.run([*self.inside, *command], env=self.environment, capture_output=True, check=False)
         return done.returncode == 0
 
     def _private(self, name: str, content: str | bytes) -> None:
@@ -239,3 +244,12 @@ def _runs(pid: int) -> bool:
         os.waitpid(pid, os.WNOHANG)
     stat = Path(f"/proc/{pid}/stat")
     return stat.is_file() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def _free_ports(*names: str) -> dict[str, int]:
+    """A port for each name that nothing listens on: another cluster of these tests may run beside this one."""
+    with contextlib.ExitStack() as held:
+        sockets = {name: held.enter_context(socket.socket()) for name in names}
+        for one in sockets.values():
+            one.bind(("127.0.0.1", 0))
+        return {name: one.getsockname()[1] for name, one in sockets.items()}

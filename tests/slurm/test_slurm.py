@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import ACCOUNT, Cluster
+from tests.slurm.cluster import ACCOUNT, CONFIGURATION, Cluster
 
 ROOT = Path(__file__).parents[2]
 STUDY = "studies=[lr_ratio]"
 SMOKE = ("scale=smoke", STUDY)
+POLL = ("--lowrank-slurm-init-seconds-before-status-checks", "2")
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 
 pytestmark = pytest.mark.slurm
@@ -37,9 +38,9 @@ class Site:
 
     def start(self, *targets: str, config: tuple[str, ...] = SMOKE) -> subprocess.Popen[str]:
         """Snakemake under the profile, from the root of the project as a user would call it."""
-        told = ["--directory", str(self.folder), "--config", *config, "--", *targets]
+        told = ["--directory", str(self.folder), *POLL, "--config", *config, "--", *targets]
         return subprocess.Popen(
-            [*SNAKEMAKE, "--profile", "slurm", *told],
+            [*self.cluster.inside, *SNAKEMAKE, "--profile", "slurm", *told],
             cwd=ROOT,
             env=self.environment,
             text=True,
@@ -109,6 +110,12 @@ def test_the_cluster_gives_what_one_machine_gives(done: Site, tmp_path: Path) ->
     subprocess.run([*SNAKEMAKE, *told], cwd=ROOT, env=done.environment, check=True, capture_output=True)
     assert scores(tmp_path) == scores(done.folder)
     assert (done.folder / "reports" / "index.html").is_file()
+
+
+def test_the_machine_outside_sees_no_cluster(cluster: Cluster) -> None:
+    file = CONFIGURATION / "slurm.conf"
+    assert str(cluster.home) in cluster.run("cat", str(file))
+    assert not file.exists() or str(cluster.home) not in file.read_text()
 
 
 def test_jobs_ask_for_what_the_plan_says(done: Site) -> None:
