@@ -22,7 +22,7 @@ SMOKE = ("scale=smoke", STUDY)
 POLL = ("--lowrank-slurm-init-seconds-before-status-checks", "2")
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 class Site:
@@ -55,7 +55,7 @@ class Site:
 
 
 def ended(process: subprocess.Popen[str], ok: bool = True) -> str:
-    said, _ = process.communicate(timeout=280)
+    said, _ = process.communicate(timeout=600)
     assert (process.returncode == 0) == ok, said
     return said
 
