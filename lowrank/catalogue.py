@@ -5,40 +5,17 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
-import textwrap
 from dataclasses import dataclass
-from typing import Any, get_args
 
 from lowrank import registry
 from lowrank.compositions import CHAINS, Pair, least_chain, pairs
+from lowrank.fields import REQUIRED, Field, fields, markdown
 from lowrank.files import REPOSITORY, write_text
 from lowrank.methods.part import HOOKS, Part
 
 PAGE = REPOSITORY / "docs" / "methods.md"
-
-_NUMBERS = {
-    "PositiveInt": "a whole number > 0",
-    "NonNegativeInt": "a whole number >= 0",
-    "PositiveFloat": "a number > 0",
-    "NonNegativeFloat": "a number >= 0",
-    "Fraction": "0 <= value < 1",
-    "Float": "a number",
-    "bool": "true, false",
-    "Names": "names or patterns",
-}
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a part: its default and what is allowed as the page shows them, and its docstring."""
-
-    name: str
-    default: str
-    allowed: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +29,7 @@ class Entry:
     departs: str
     knobs: dict[str, str]
     hooks: tuple[str, ...]
-    options: tuple[Option, ...]
+    options: tuple[Field, ...]
 
 
 def entries() -> list[Entry]:
@@ -126,48 +103,8 @@ def _entry(part: type[Part]) -> Entry:
     )
 
 
-def _options(part: type[Part]) -> list[Option]:
-    texts: dict[str, tuple[str, str]] = {}
-    for record in reversed(part.Options.__mro__):
-        if "model_fields" in dir(record) and record.__module__.startswith("lowrank.methods"):
-            texts |= _field_texts(record)
-    found = []
-    for name, field in part.Options.model_fields.items():
-        annotation, told = texts[name]
-        default = "required" if field.is_required() else _spell(field.default)
-        found.append(Option(name, default, _allowed(annotation, field.annotation), told))
-    return sorted(found, key=lambda option: option.default != "required")
-
-
-def _field_texts(record: type[Any]) -> dict[str, tuple[str, str]]:
-    """Field -> its annotation as written, and the string that stands below it."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(record))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found: dict[str, tuple[str, str]] = {}
-    for node, after in zip(body.body, [*body.body[1:], ast.Pass()], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            value = getattr(getattr(after, "value", None), "value", "")
-            told = " ".join(value.split()) if isinstance(after, ast.Expr) and isinstance(value, str) else ""
-            found[node.target.id] = (ast.unparse(node.annotation), told)
-    return found
-
-
-def _allowed(annotation: str, kind: Any) -> str:
-    """What may be given: the words of a Literal, then the kind of number."""
-    numbers = [told for name, told in _NUMBERS.items() if re.search(rf"\b{name}\b", annotation)]
-    return ", ".join([*(f"`{word}`" for word in _words(kind)), *numbers])
-
-
-def _words(kind: Any) -> list[str]:
-    return [
-        word for inner in get_args(kind) for word in ([str(inner)] if isinstance(inner, str | int) else _words(inner))
-    ]
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _options(part: type[Part]) -> list[Field]:
+    return sorted(fields(part.Options, "lowrank.methods"), key=lambda option: option.default != REQUIRED)
 
 
 def _section(entry: Entry) -> list[str]:
@@ -177,8 +114,7 @@ def _section(entry: Entry) -> list[str]:
     if entry.departs:
         blocks.append(f"**Departs from.** {entry.departs}.")
     if entry.options:
-        rows = [f"| `{o.name}` | {o.default} | {o.allowed} | {_cell(o.text)} |" for o in entry.options]
-        blocks.append("\n".join(["| option | default | allowed | meaning |", "|---|---|---|---|", *rows]))
+        blocks.append(markdown(entry.options, "option"))
     else:
         blocks.append("No options.")
     knobs = ", ".join(f"`{letter}` {option}" for letter, option in entry.knobs.items()) or "nothing"
@@ -194,10 +130,6 @@ def _paragraph(paragraph: str) -> str:
     if all(re.search(r"=|<-|->", line) for line in lines) and not paragraph.rstrip().endswith((".", ":", ";")):
         return f"```text\n{paragraph}\n```"
     return paragraph
-
-
-def _cell(told: str) -> str:
-    return told.replace("|", "\\|")
 
 
 def _matrix(found: dict[tuple[str, str], Pair]) -> list[str]:

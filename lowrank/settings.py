@@ -14,7 +14,9 @@ class Settings(Strict):
     """The root configuration."""
 
     scale: Literal["smoke", "laptop", "paper"] = "laptop"
+    """Tiny random models for tests; real data and small models on a CPU; the documents' own models, data and grids."""
     studies: Literal["all"] | tuple[str, ...] = "all"
+    """Every study, or some: one name or several."""
     preemptible: bool = False
     """Whether jobs with a GPU try the pre-emptible partition of `site.yaml` first."""
 

@@ -28,10 +28,11 @@ class Gpu(Strict):
     """One kind of accelerator."""
 
     model: str | None = None
-    """As `sinfo -o %G` spells it, such as a100; None takes any."""
+    """As `sinfo -o %G` spells it, such as a100, for `--gpus=<model>:1`; None takes any."""
     memory_gb: PositiveInt = 80
     """Of one; a pack that needs more is refused when it is planned."""
     partition: str | None = None
+    """For jobs with a GPU."""
     preemptible_partition: str | None = None
     """Tried first under `--profile slurm-preemptible`."""
     cpus: PositiveInt = 8
@@ -42,10 +43,13 @@ class Site(Strict):
     """A cluster, as far as jobs need to know it. Every key may be left out: SLURM's own default is taken then."""
 
     account: str | None = None
+    """`--account` of every job."""
     partition: str | None = None
     """For jobs without a GPU."""
     qos: str | None = None
+    """`--qos` of every job."""
     constraint: str | None = None
+    """`--constraint` of every job."""
     gpu: Gpu = Gpu()
     modules: tuple[str, ...] = ()
     """Environment modules that every job loads."""

@@ -13,7 +13,7 @@ import yaml
 from tests.workflow_lab import ROOT, Lab
 
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")],
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "config" / "README.md", *(ROOT / "docs").glob("*.md")],
     key=lambda path: path.name,
 )
 OTHERS = [

@@ -127,8 +127,9 @@ def test_commands_named_in_passing_exist(page: Path) -> None:
             assert {word for word in words if "=" not in word} <= targets, text
 
 
-def load_freeze() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("freeze", ROOT / "docs" / "freeze.py")
+def script(name: str) -> ModuleType:
+    """A script of `docs/`, imported."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -136,8 +137,25 @@ def load_freeze() -> ModuleType:
     return module
 
 
+def test_the_configuration_is_documented_from_its_records() -> None:
+    written = script("configuration")
+    assert written.PAGE.read_text() == written.page(), "run `python docs/configuration.py`"
+    assert all(f"| `{key}` |" in written.page() for key in ("scale", "studies", "gpu.model", "warn_seconds"))
+
+
+def test_the_workflow_catalog_finds_what_it_asks_for() -> None:
+    """Standardised usage: these three files, and claims about deployment that the workflow bears out."""
+    asked = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert all((ROOT / name).is_file() for name in ("README.md", "workflow/Snakefile", "config/README.md"))
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    stack = asked["software-stack-deployment"]
+    assert stack["conda"] == ("conda:" in rules)
+    assert stack["apptainer"] == ("container:" in rules)
+    assert stack["report"] == ("report(" in rules)
+
+
 class TestFreeze:
-    freeze = load_freeze()
+    freeze = script("freeze")
 
     def test_the_readme_shows_what_is_frozen(self) -> None:
         text = (ROOT / "README.md").read_text()

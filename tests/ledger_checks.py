@@ -1,0 +1,51 @@
+"""What holds of the published numbers of every study: none is lost, and a live cell or claim answers each."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+from lowrank.report.context import Context
+from lowrank.report.ledger import load_ledger
+from lowrank.report.verdicts import find_row
+
+
+def check_counts(study: str, expected: Mapping[str, int]) -> None:
+    """Each artefact has as many entries as were counted in the document, not in the ledger."""
+    found = {artefact.id: len(artefact.entries) for artefact in load_ledger(study).artefacts}
+    assert {name: found.get(name) for name in expected} == expected
+
+
+def check_answers(
+    context: Context,
+    last_line: int,
+    *,
+    artefacts: Container[str] | None = None,
+    without_rows: Container[str] = (),
+    beyond: tuple[str, ...] = (),
+) -> None:
+    """Each entry names a line of the document, and a claim, or a row and column that are there.
+
+    Args:
+        context: the study with a row for each run that the paper's scale plans.
+        last_line: of the document.
+        artefacts: only these are looked at.
+        without_rows: tables whose rows are made of what runs recorded.
+        beyond: ends of the ids whose rows no run of this scale makes; they must not be there.
+    """
+    for artefact, entry in context.ledger.entries():
+        assert 1 <= entry.line <= last_line, entry.id
+        if artefacts is not None and artefact.id not in artefacts:
+            continue
+        if entry.cell is None:
+            assert entry.claim in context.views.claims, entry.id
+            continue
+        table = context.table(entry.cell.table)
+        assert entry.cell.column in table, entry.id
+        if entry.cell.table not in without_rows:
+            row, wanted = find_row(table, entry.cell), not entry.id.endswith(beyond)
+            assert (row is not None) == wanted, f"{entry.id} points at {'no' if wanted else 'a'} row"
+
+
+def check_claims(context: Context) -> None:
+    """Each claim of the study answers a sentence of the document."""
+    assert {entry.claim for _, entry in context.ledger.entries() if entry.claim} == set(context.views.claims)
