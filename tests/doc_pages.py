@@ -43,7 +43,13 @@ def inline(page: Path) -> list[str]:
 
 def commands(page: Path) -> list[list[str]]:
     """Every command of the page's `bash` blocks, as words, without comments."""
-    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return commands_in(page.read_text())
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The same for a piece of a page."""
+    blocks = [block for name, block in FENCE.findall(text) if name == "bash"]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
