@@ -43,14 +43,28 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
+class _OneOfEach(yaml.SafeLoader):
+    """Refuses a mapping that says one key twice, of which YAML would silently keep the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"{key.value!r} stands here twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
 def read_yaml(path: Path) -> Any:
     """Loads a YAML file, safely.
 
     Raises:
-        ConfigError: no such file, or not YAML; names line and column.
+        ConfigError: no such file, not YAML, or one key twice; names line and column.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _OneOfEach)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except yaml.YAMLError as error:

@@ -74,8 +74,8 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
     def after(member: Member, trained: Trained, folder: Path) -> None:
         poll = functools.partial(stop.check, f"{member.run} is trained; scoring it starts again")
         codes = {name: _scoring_code(plan, entry, name) for name in scored_here}
-        cause = trained.state.cause
-        score_in_training(trained.model, trained.chain, member.spec, scored_here, codes, folder, poll, cause)
+        ended = trained.state.status, trained.state.cause
+        score_in_training(trained.model, trained.chain, member.spec, scored_here, codes, folder, poll, ended)
 
     for run in entry["members"]:
         if (FORCED / run).exists():  # the mark goes at once, so that a retry goes on from its checkpoint

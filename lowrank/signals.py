@@ -30,8 +30,9 @@ class StopFlag:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        first = self.received is None
         self.received = signal.Signals(number).name
-        if self.at_once:
+        if self.at_once and first:  # a second one must not cut short the clearing up after the first
             raise Preempted(f"{self.received} received: nothing was written; the same command starts again")
 
     def __bool__(self) -> bool:

@@ -164,7 +164,12 @@ class TestLock:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "no such file"), ("a: [1", "not valid YAML.*line 1"), ("!!python/object:os.x {}", "not valid")],
+    [
+        (None, "no such file"),
+        ("a: [1", "not valid YAML.*line 1"),
+        ("!!python/object:os.x {}", "not valid"),
+        ("arms:\n  lora: 1\n  full: 2\n  lora: 3\n", "'lora' stands here twice.*line 4"),
+    ],
 )
 def test_yaml_that_cannot_be_read(text: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank.errors import LowrankError
+from lowrank.files import seal
 from lowrank.train import checkpoint
 from lowrank.train.checkpoint import load_newest, load_optimizer, save
 
@@ -117,6 +119,32 @@ def test_one_of_other_code_is_passed_over(tmp_path: Path, capsys: pytest.Capture
     save(tmp_path, 1, state(1), {**FACTS, "code": "older"})
     assert load_newest(tmp_path, FACTS) is None
     assert "was made with {'code': 'older'}, this is {'code': 'c'}" in capsys.readouterr().err
+
+
+class Malicious:
+    """Its pickle leaves a file behind when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_a_pickle_in_place_of_tensors_is_never_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where whoever put it there sealed the folder anew."""
+    save(tmp_path, 1, state(1), FACTS)
+    forged = save(tmp_path, 2, state(2), FACTS)
+    mark = tmp_path / "was-run"
+    (forged / "state.safetensors").write_bytes(pickle.dumps(Malicious(mark)))
+    seal(forged, {**FACTS, "step": 2})
+    loaded = load_newest(tmp_path, FACTS)
+    assert loaded is not None
+    assert loaded["step"] == 1
+    assert not mark.exists()
+    assert "checkpoint passed over" in capsys.readouterr().err
+    pickle.loads(pickle.dumps(Malicious(mark)))
+    assert mark.exists(), "the payload is harmless, so this test shows nothing"
 
 
 def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from lowrank.train import checkpoint, loop
 from lowrank.train import pack as pack_module
 from lowrank.train.loop import Loop
 from lowrank.train.pack import train_pack
+from tests.child import in_child, signal_at, signal_twice
 from tests.test_train_resume import assert_same
 from tests.training_lab import manifest, pack_of, prepared, run_spec
 
@@ -30,42 +29,6 @@ SPEC = run_spec([{"part": "lora", "dropout": 0.2}])
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pack_module, "CHECKPOINT_EVERY_S", 0.0)  # a checkpoint after each step
-
-
-def in_child(work: Callable[[], Any]) -> int:
-    """Runs `work` in a forked process; its exit code, or minus the signal that ended it."""
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 70
-        sys.stderr = os.fdopen(2, "w", buffering=1)  # pytest put something else there
-        try:
-            work()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def signal_at(owner: Any, name: str, number: signal.Signals, *, call: int, after: bool = False) -> Callable[[], None]:
-    """A patch for the child: it sends itself the signal when `owner.name` is called for the `call`th time."""
-
-    def patch() -> None:
-        inner, calls = getattr(owner, name), []
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            calls.append(1)
-            if after:
-                result = inner(*args, **kwargs)
-            if len(calls) == call:
-                os.kill(os.getpid(), number)
-            return result if after else inner(*args, **kwargs)
-
-        setattr(owner, name, wrapped)
-
-    return patch
 
 
 KILLED = {
@@ -180,6 +143,41 @@ def test_asked_to_stop_while_tokenising(monkeypatch: pytest.MonkeyPatch) -> None
     assert list(Path("resources/prepared").iterdir()) == []
     assert in_child(cli.main) == 0
     assert folder.is_dir()
+
+
+def test_asked_twice_while_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one arrives inside the save that the first one asked for."""
+    pack, run = plan_of(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["lowrank", "--log", "log", "train", pack])
+    monkeypatch.setattr(pack_module, "CHECKPOINT_EVERY_S", 1000.0)
+
+    def asked() -> None:
+        signal_twice(Loop, "one_step", checkpoint, "write_tensors", call=3)
+        cli.main()
+
+    assert in_child(asked) == 75
+    assert f"{run} is saved at step 3 of 6" in Path("log").read_text()
+    (saved,) = Path("work", run, "checkpoints").glob("step-*")
+    files.check_seal(saved)
+    assert in_child(cli.main) == 0
+    assert f"{run}: goes on from step 3" in Path("log").read_text()
+
+
+def test_asked_twice_while_tokenising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one arrives while what was half written is cleared away."""
+    plan_of(monkeypatch)
+    (data,) = plan.load_plan()["data"]
+    files.shutil.rmtree(Path("resources/prepared", data))
+    monkeypatch.setattr(sys, "argv", ["lowrank", "--log", "log", "prepare", data])
+
+    def asked() -> None:
+        from lowrank.data import prepare
+
+        signal_twice(prepare, "_write_split", files.shutil, "rmtree", call=2)
+        cli.main()
+
+    assert in_child(asked) == 75
+    assert list(Path("resources/prepared").iterdir()) == []
 
 
 def test_two_processes_do_not_train_one_run(capfd: pytest.CaptureFixture[str]) -> None:

@@ -91,13 +91,20 @@ def test_a_member_is_trained_again(why: str, steps: list[int]) -> None:
     assert steps == [0, 1, 0, 1]
 
 
-def test_other_code_does_not_go_on_from_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    """That would give a result that no version of the code gives."""
+@pytest.mark.parametrize("changed", ["code", "torch"])
+def test_what_is_not_the_same_does_not_go_on_from_a_checkpoint(
+    changed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That would give a result that no version of the code, and no torch, gives."""
     pack = pack_of(SPEC)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted, match="is saved at step 1"):
         train_pack(pack, StopAt(0, patch))
-    train_pack(pack_of(SPEC, code="newer"), StopFlag())
-    assert "checkpoint passed over" in capsys.readouterr().err
+    if changed == "torch":
+        monkeypatch.setattr("lowrank.train.together.torch.__version__", "2.99.0")
+    train_pack(pack_of(SPEC, code="newer" if changed == "code" else "code"), StopFlag())
+    said = capsys.readouterr().err
+    assert "checkpoint passed over" in said
+    assert f"was made with {{'{changed}': " in said
     assert [row["step"] for row in history(pack.members[0].run)] == [1, 2]
 
 

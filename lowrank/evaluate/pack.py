@@ -16,6 +16,7 @@ from lowrank.data.loader import TaskBatches, open_splits
 from lowrank.errors import ConfigError, IntegrityError
 from lowrank.evaluate.protocol import Outcome, Protocol, Subject
 from lowrank.files import MANIFEST, check_seal, read_json, write_json
+from lowrank.measure import ran_out
 from lowrank.methods.chain import Chain
 from lowrank.models.load import load_run
 from lowrank.registry import protocol
@@ -92,7 +93,7 @@ def score_in_training(
     codes: Mapping[str, str],
     folder: Path,
     poll: Callable[[], None],
-    diverged: str | None,
+    ended: tuple[str, str | None],
 ) -> None:
     """Scores a model whose weights are not kept, in the job that trained it; the records say so.
 
@@ -104,7 +105,7 @@ def score_in_training(
         codes: id -> digest of the code that scores.
         folder: the run's; the records go to `eval/` in it.
         poll: called before each batch; it raises where scoring must stop.
-        diverged: why there is nothing to score, or None.
+        ended: status and cause of the run; one that is not ok has nothing to score.
     """
 
     # A merge cannot be taken back from every chain, so what is scored merged comes last, and what spoils after it.
@@ -113,11 +114,11 @@ def score_in_training(
         return protocol(spec.protocol).spoils, spec.merged
 
     for name, (spec, prepared) in sorted(evaluations.items(), key=place):
-        if diverged is None:
+        if ended[0] == "ok":
             batches = open_splits(prepared, spec.data or run_spec.data, run_spec.task)[spec.split]
             result = _score(model, chain, batches, run_spec, spec, poll)
         else:
-            result = _without_scores("diverged", diverged)
+            result = _without_scores(*ended)
         record = _record(name, spec, codes[name], None, {**result, "evaluated_in": "training"})
         write_json(folder / EVALUATIONS / f"{name}.json", record)
 
@@ -134,7 +135,12 @@ def _score(
     if spec.merged and not chain.merged:
         chain.merge()
     asked = protocol(spec.protocol)(spec.options)
-    found = asked.measure(Subject(model, chain, batches, run_spec, spec, device, poll))
+    try:
+        found = asked.measure(Subject(model, chain, batches, run_spec, spec, device, poll))
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        return _without_scores("failed", f"out of memory: {spec.protocol} does not fit beside this model")
     _only_declared(asked, found)
     if found.cause is not None:
         return _without_scores("diverged", found.cause)
@@ -163,7 +169,7 @@ def _valid(path: Path, code: str, weights: str | None) -> bool:
         record = read_json(path)
     except IntegrityError:
         return False
-    return bool(record.get("code") == code and record.get("weights") == weights)
+    return bool(record.get("code") == code and record.get("weights") == weights and record.get("status") != "failed")
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lowrank.console import say
 from lowrank.data.loader import TaskBatches
+from lowrank.measure import ran_out
 from lowrank.tasks import Task, forward
 
 
@@ -107,12 +109,22 @@ def scores(
     order = order if rows is None else order[order < rows]
     losses, correct, predicted, labels = [], [], [], [torch.empty(0, dtype=torch.int64)]
     units: list[int] = []
-    for chunk in order.split(max(1, batch_size // members)):
+    size, done = max(1, batch_size // members), 0
+    while done < len(order):
         poll()
+        chunk = order[done : done + size]
         (batch,) = batches.micro_batches(chunk, len(chunk))
         moved = {key: tensor.to(device).repeat(members, *(1,) * (tensor.ndim - 1)) for key, tensor in batch.items()}
-        logits = forward(model, moved)
-        batch_losses, batch_correct = task.losses(logits, moved)
+        try:
+            logits = forward(model, moved)
+            batch_losses, batch_correct = task.losses(logits, moved)
+        except Exception as error:
+            if not ran_out(error) or len(chunk) == 1:
+                raise
+            size = len(chunk) // 2
+            say(f"out of memory with {len(chunk)} rows at a time; scoring goes on with {size}")
+            continue
+        done += len(chunk)
         if task.unit == "example":
             predicted.append(logits.argmax(-1).view(members, -1).cpu())
             labels.append(batch["labels"])

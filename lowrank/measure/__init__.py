@@ -4,6 +4,7 @@ CUDA paths are written and guarded, but no GPU has run them yet.
 """
 
 from lowrank.measure.device import device_facts
+from lowrank.measure.exhausted import let_go, ran_out
 from lowrank.measure.flops import FlopCounter
 from lowrank.measure.memory import PeakMemory, rss_bytes
 from lowrank.measure.predict import predict_step
@@ -17,10 +18,12 @@ __all__ = [
     "PeakMemory",
     "counts",
     "device_facts",
+    "let_go",
     "measure_step",
     "model_loss",
     "optimizer_bytes",
     "predict_step",
+    "ran_out",
     "rss_bytes",
     "saved_tensors",
     "storage_bytes",

@@ -25,10 +25,11 @@ from lowrank.signals import StopFlag
 from lowrank.spec import identity
 from lowrank.train import checkpoint
 from lowrank.train.events import write_events
+from lowrank.train.fitting import train_fitting
 from lowrank.train.history import write_history
 from lowrank.train.stacks import stacks
 from lowrank.train.state import State
-from lowrank.train.together import Member, Trained, resumed, train_members
+from lowrank.train.together import Member, Trained, resumed
 
 CHECKPOINT_EVERY_S = 120.0
 """Seconds of training between two checkpoints; one more is written when the process is asked to stop."""
@@ -99,7 +100,7 @@ def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
             for together, saved in resumed(members, pack.work):
                 data = together[0].spec.data
                 splits = open_splits(pack.prepared, data, together[0].spec.task)
-                ends = train_members(together, saved, splits, labels, stop, pack.work, CHECKPOINT_EVERY_S)
+                ends = train_fitting(together, saved, splits, labels, stop, pack.work, CHECKPOINT_EVERY_S)
                 for member, trained in zip(together, ends, strict=True):
                     _publish(pack, member, trained, after)
                     shutil.rmtree(pack.work / member.run, ignore_errors=True)
@@ -117,7 +118,7 @@ def _publish(pack: Pack, member: Member, trained: Trained, after: After | None) 
         for name, rows in trained.state.observed.items():
             write_json(folder / OBSERVED / f"{name}.json", rows)
         if pack.keep_weights:
-            checkpoint.write_tensors(folder / WEIGHTS, trained.chain.changed())
+            checkpoint.write_tensors(folder / WEIGHTS, {} if trained.state.unfit else trained.chain.changed())
         facts = _manifest(pack, member, trained)
         if after is not None:
             after(member, trained, folder)
@@ -127,27 +128,27 @@ def _publish(pack: Pack, member: Member, trained: Trained, after: After | None) 
 def _manifest(pack: Pack, member: Member, trained: Trained) -> dict[str, Any]:
     state, together = trained.state, trained.members > 1
     evaluated = [row for row in state.history if row.get("val_loss") is not None]
-    sizes = counts(trained.model)
-    diverged = state.diverged_at is not None
+    ok = state.status == "ok"
     return {
         "run": member.run,
         "pack": pack.name,
-        "status": "diverged" if diverged else "ok",
+        "status": state.status,
         "cause": state.cause,
         "code": member.code,
         "metrics": {
             "steps": state.step,
             "best_val_loss": state.best_val_loss,
-            "last_val_loss": evaluated[-1]["val_loss"] if evaluated and not diverged else None,
+            "last_val_loss": evaluated[-1]["val_loss"] if evaluated and ok else None,
             "last_train_loss": state.history[-1].get("train_loss") if state.history else None,
             "mean_train_loss": _mean([row.get("train_loss") for row in state.history]),
             # The seconds of a stack are nobody's own: a member has none.
             "train_time_s": None if together else round(state.seconds, 3),
             "tokens": state.tokens,
-            **sizes,
-            **({} if diverged else weight_norms(trained.model, trained.base)),
+            **({} if state.unfit else counts(trained.model)),
+            **(weight_norms(trained.model, trained.base) if ok else {}),
         },
         "stack": {"members": trained.members, "train_time_s": round(state.seconds, 3)} if together else None,
+        "cut": None if state.cut is None else {"micro_batch_size": state.cut, "because": "out of memory"},
         "provenance": {**provenance(), "threads": pack.threads},
     }
 
@@ -159,7 +160,7 @@ def _mean(losses: list[float | None]) -> float | None:
 
 
 def _summary(state: State) -> str:
-    if state.diverged_at is not None:
-        return f"diverged at step {state.diverged_at}"
+    if state.cause is not None:
+        return f"{state.status}: {state.cause}"
     best = "none" if state.best_val_loss is None else f"{state.best_val_loss:.4f}"
     return f"{state.step} steps in {state.seconds:.1f} s, best validation loss {best}"

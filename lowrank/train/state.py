@@ -25,13 +25,24 @@ class State:
     best_val_loss: float | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     diverged_at: int | None = None
+    cut: int | None = None
+    """Examples of a forward pass where memory forced fewer than the run asks for."""
+    unfit: bool = False
+    """Memory ran out, and nothing could be cut any smaller."""
     observed: dict[str, list[Row]] = field(default_factory=dict)
     """Observer -> what it has seen so far."""
 
     @property
     def cause(self) -> str | None:
         """Why the run ended early, or None."""
+        if self.unfit:
+            return f"out of memory after step {self.step}, with the smallest micro-batches"
         return None if self.diverged_at is None else f"the loss was not finite at step {self.diverged_at}"
+
+    @property
+    def status(self) -> str:
+        """How the run ended."""
+        return "failed" if self.unfit else "ok" if self.diverged_at is None else "diverged"
 
     def record(self, losses: list[float]) -> None:
         """Writes the losses of the last steps into the history, up to the first that is not finite."""

@@ -63,7 +63,7 @@ class Trained:
     """A run at its end, as if it had been trained alone.
 
     Attributes:
-        model: with the chain attached.
+        model: with the chain attached; without numbers where the run did not fit.
         chain: the method.
         state: course and end of the run.
         base: trunk weights before training; None where they would take too much memory.
@@ -105,6 +105,7 @@ def train_members(
     stop: StopFlag,
     work: Path,
     save_every_s: float,
+    cut: int | None = None,
 ) -> Iterator[Trained]:
     """Trains runs together and gives each back, in order.
 
@@ -116,6 +117,7 @@ def train_members(
         stop: polled after each step and inside evaluations.
         work: where checkpoints go.
         save_every_s: seconds of training between two of them.
+        cut: examples of a forward pass where a run alone has to do with fewer than it asks for.
 
     Raises:
         Preempted: a signal arrived; what was reached is saved.
@@ -125,11 +127,12 @@ def train_members(
     first = members[0].spec
     if len(members) == 1:
         base, chain = _attached(first, labels, device)
+        settings = first.train if cut is None else first.train.model_copy(update={"micro_batch_size": cut})
         loop = Loop(
             chain.attached,
             chain,
             task(first.task),
-            first.train,
+            settings,
             splits["train"],
             splits["validation"],
             first.seed,
@@ -137,6 +140,7 @@ def train_members(
         )
         if saved[0] is not None:
             loop.load_state_dict(saved[0])
+        loop.state.cut = cut
     else:
         stack = _stack(members, saved, labels)
         stack.attached.to(device)
