@@ -19,7 +19,7 @@ from lowrank.train import pack as pack_module
 from lowrank.train.loop import Loop
 from lowrank.train.pack import train_pack
 from lowrank.train.stacked_loop import StackedLoop
-from tests.test_train_kill import in_child, signal_at
+from tests.child import in_child, signal_at
 from tests.test_train_resume import StopAt, assert_same
 from tests.tolerances import PACK_20_STEPS, PACK_50_STEPS
 from tests.training_lab import history, manifest, member, pack_of, run_spec, weights

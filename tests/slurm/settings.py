@@ -34,7 +34,7 @@ SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
-KillWait=2
+KillWait=10
 MinJobAge=300
 JobRequeue=1
 PreemptType=preempt/partition_prio

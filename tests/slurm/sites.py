@@ -1,0 +1,73 @@
+"""A folder on the test cluster in which Snakemake runs, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.slurm.cluster import ACCOUNT, Cluster
+
+ROOT = Path(__file__).parents[2]
+STUDY = "studies=[lr_ratio]"
+SMOKE = ("scale=smoke", STUDY)
+POLL = ("--lowrank-slurm-init-seconds-before-status-checks", "2")
+SNAKEMAKE = [sys.executable, "-m", "snakemake"]
+
+
+class Site:
+    """A folder in which Snakemake runs, and what it says of the cluster."""
+
+    def __init__(self, cluster: Cluster, folder: Path, partition: str = "cpu") -> None:
+        self.cluster, self.folder = cluster, folder
+        folder.mkdir(exist_ok=True)
+        file = folder / "site.yaml"
+        file.write_text(f"account: {ACCOUNT}\npartition: {partition}\n")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**cluster.environment, "PATH": path, "LOWRANK_SITE": str(file)}
+
+    def start(self, *targets: str, config: tuple[str, ...] = SMOKE) -> subprocess.Popen[str]:
+        """Snakemake under the profile, from the root of the project as a user would call it."""
+        told = ["--directory", str(self.folder), *POLL, "--config", *config, "--", *targets]
+        return subprocess.Popen(
+            [*self.cluster.inside, *SNAKEMAKE, "--profile", "slurm", *told],
+            cwd=ROOT,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def submitted(self) -> list[str]:
+        """Waits for jobs in the queue."""
+        self.cluster.until(lambda: bool(self.cluster.jobs()), "a job in the queue", 90)
+        return self.cluster.jobs()
+
+
+def ended(process: subprocess.Popen[str], ok: bool = True) -> str:
+    said, _ = process.communicate(timeout=600)
+    assert (process.returncode == 0) == ok, said
+    return said
+
+
+def scores(folder: Path) -> dict[str, object]:
+    """Run -> metrics of its scores and bytes of its history."""
+    runs = sorted((folder / "results" / "runs").iterdir())
+    return {
+        run.name: (
+            (run / "history.parquet").read_bytes(),
+            *(json.loads(file.read_text())["metrics"] for file in sorted((run / "eval").iterdir())),
+        )
+        for run in runs
+    }
+
+
+def one_run(done: Site) -> str:
+    run = next(iter(scores(done.folder)))
+    return f"results/runs/{run}/manifest.json"
+
+
+def up(cluster: Cluster) -> None:
+    cluster.run("scontrol", "update", "partition=cpu", "state=up")

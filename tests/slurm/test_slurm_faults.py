@@ -1,0 +1,193 @@
+"""What clusters do to a job in the middle of its training: it goes on from its checkpoint, to the same bits.
+
+Training is made slow by a patch that the jobs load, so that there is a middle. A node cannot be lost here without
+losing the machine, so its failure is declared to the controller; everything else is done for real.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.sites import ROOT, SNAKEMAKE, Site, ended, one_run, scores, up
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200), pytest.mark.slow]
+
+PATCH = """\
+import os, signal, sys, time
+if "--log" in sys.orig_argv and "train" in sys.orig_argv:
+    from lowrank.signals import StopFlag
+    from lowrank.train import pack
+    from lowrank.train.loop import Loop
+    folder, inner = {folder!r}, Loop.take_step
+    if os.path.exists(folder + "/slow"):
+        pack.CHECKPOINT_EVERY_S = 0.0
+    if os.path.exists(folder + "/deaf"):
+        StopFlag.install = lambda self: (signal.signal(signal.SIGTERM, signal.SIG_IGN), self)[1]
+    def take_step(self, step):
+        inner(self, step)
+        open(folder + "/steps", "a").write(f"{{os.getpid()}} {{step}}\\n")
+        if os.path.exists(folder + "/slow"):
+            time.sleep(1)
+    Loop.take_step = take_step
+"""
+
+
+class SlowSite(Site):
+    """A site whose jobs take a second for each step until they are told to hurry."""
+
+    def __init__(self, cluster: Cluster, folder: Path, partition: str = "cpu") -> None:
+        super().__init__(cluster, folder, partition)
+        self.patch = folder / "patch"
+        self.patch.mkdir()
+        (self.patch / "sitecustomize.py").write_text(PATCH.format(folder=str(self.patch)))
+        (self.patch / "slow").touch()
+        with (folder / "site.yaml").open("a") as file:
+            file.write(f"setup: ['export PYTHONPATH={self.patch}:$PYTHONPATH']\n")
+
+    def steps(self) -> list[tuple[int, int]]:
+        """Process and number of each step that was taken."""
+        file = self.patch / "steps"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [(int(pid), int(step)) for pid, step in map(str.split, lines)]
+
+    def training(self) -> tuple[str, int]:
+        """Waits until a job is at its third step; the job and its process that trains."""
+        self.cluster.until(lambda: any(step >= 2 for _, step in self.steps()), "a third step", 180)
+        (job,) = self.cluster.jobs()
+        return job, self.steps()[-1][0]
+
+    def hurry(self) -> None:
+        (self.patch / "slow").unlink()
+
+    def went_on(self, done: Site) -> None:
+        """The second process went on where the first had stopped, and the results are those of an undisturbed run."""
+        pids = list(dict.fromkeys(pid for pid, _ in self.steps()))
+        assert len(pids) == 2
+        first, second = ([step for pid, step in self.steps() if pid == own] for own in pids)
+        assert second[0] in {first[-1], first[-1] + 1}, "a killed one may have lost the step that was not saved yet"
+        found = scores(self.folder)
+        assert found == {run: scores(done.folder)[run] for run in found}
+
+
+@pytest.fixture
+def slow(cluster: Cluster, site: Site) -> SlowSite:
+    up(cluster)
+    return SlowSite(cluster, site.folder)
+
+
+def limits(site: Site, since: int) -> list[str]:
+    """Minutes that the jobs after a number asked for."""
+    rows = site.cluster.run("sacct", "-X", "-n", "-P", "-o", "jobid,timelimitraw").split()
+    return [row.split("|")[1] for row in rows if int(row.split("|")[0]) >= since]
+
+
+def test_a_job_is_warned_before_its_time_limit_and_gets_more(slow: SlowSite, done: Site) -> None:
+    process = slow.start(one_run(done))
+    job, _ = slow.training()
+    # The warning comes two minutes before the limit, so with a limit of two minutes it comes at once.
+    slow.cluster.run("scontrol", "update", f"jobid={job}", "timelimit=2")
+    slow.cluster.until(lambda: job not in slow.cluster.jobs(), "the end of the job", 150)
+    slow.hurry()
+    said = ended(process)
+    assert "SIGTERM received" in said
+    assert "FAILED: its command failed" in said
+    assert limits(slow, int(job))[-1] == "20"
+    slow.went_on(done)
+
+
+def test_a_job_that_passes_its_time_limit_gets_more(slow: SlowSite, done: Site) -> None:
+    (slow.patch / "deaf").touch()
+    process = slow.start(one_run(done))
+    job, _ = slow.training()
+    slow.cluster.run("scontrol", "update", f"jobid={job}", "timelimit=1")
+    slow.cluster.until(lambda: "TIMEOUT" in slow.cluster.run("sacct", "-X", "-n", "-j", job), "the time limit", 240)
+    slow.hurry()
+    said = ended(process)
+    assert "TIMEOUT: it reached its time limit; the next attempt has more and goes on from its checkpoint" in said
+    assert limits(slow, int(job))[-1] == "20"
+    slow.went_on(done)
+
+
+def test_a_job_that_is_cancelled_while_it_trains(slow: SlowSite, done: Site) -> None:
+    process = slow.start(one_run(done))
+    job, _ = slow.training()
+    slow.cluster.run("scancel", job)
+    slow.hurry()
+    assert "CANCELLED: it was cancelled" in ended(process)
+    slow.went_on(done)
+
+
+@pytest.mark.parametrize("worker", ["trainer", "slurmstepd"])
+def test_a_worker_that_is_killed(worker: str, slow: SlowSite, done: Site) -> None:
+    process = slow.start(one_run(done))
+    job, pid = slow.training()
+    if worker == "slurmstepd":
+        listed = subprocess.run(["pgrep", "-f", rf"^slurmstepd: \[{job}\."], capture_output=True, text=True, check=True)
+        for number in [int(line) for line in listed.stdout.split()]:
+            os.kill(number, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+    slow.hurry()
+    said = ended(process)
+    assert f"SLURM job {job}: " in said
+    slow.went_on(done)
+
+
+def test_the_node_daemon_that_is_killed_comes_back_to_its_job(slow: SlowSite, done: Site) -> None:
+    process = slow.start(one_run(done))
+    job, pid = slow.training()
+    slow.cluster.kill("slurmd")
+    slow.cluster.run("slurmd")
+    slow.hurry()
+    said = ended(process)
+    assert "Trying to restart" not in said
+    assert {own for own, _ in slow.steps()} == {pid}, "one process trained from beginning to end"
+
+
+def start_now(cluster: Cluster, job: str) -> None:
+    """A job that comes back waits two minutes; not here."""
+    cluster.until(lambda: bool(cluster.jobs("-t", "pending", "-j", job)), "the job back in the queue", 120)
+    cluster.run("scontrol", "update", f"jobid={job}", "starttime=now")
+
+
+def test_pre_emption_with_requeue_keeps_the_job(cluster: Cluster, slow: SlowSite, done: Site) -> None:
+    cluster.run("scontrol", "update", "partition=gpu-preempt", "preemptmode=requeue")
+    with (slow.folder / "site.yaml").open("a") as file:
+        file.write("sbatch: ['--partition=gpu-preempt']\n")
+    process = slow.start(one_run(done))
+    job, _ = slow.training()
+    cluster.run("srun", "-p", "cpu", "-c", "16", "--mem", "500", "true")
+    slow.hurry()
+    start_now(cluster, job)
+    said = ended(process)
+    assert "Trying to restart" not in said, "Snakemake has not noticed"
+    slow.went_on(done)
+
+
+def test_a_lost_node_injected(cluster: Cluster, slow: SlowSite, done: Site) -> None:
+    (slow.patch / "deaf").touch()  # a node that is lost warns nobody
+    process = slow.start(one_run(done))
+    job, _ = slow.training()
+    node = cluster.run("sinfo", "-h", "-o", "%n").split()[0]
+    cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    (slow.patch / "deaf").unlink()
+    slow.hurry()
+    cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+    start_now(cluster, job)
+    ended(process)
+    slow.went_on(done)
+
+
+def test_all_studies(cluster: Cluster, tmp_path: Path) -> None:
+    here, there = Site(cluster, tmp_path / "cluster"), tmp_path / "local"
+    up(cluster)
+    ended(here.start("all", config=("scale=smoke",)))
+    told = ["--cores", "2", "--directory", str(there), "--config", "scale=smoke", "--", "all"]
+    subprocess.run([*SNAKEMAKE, *told], cwd=ROOT, env=here.environment, check=True, capture_output=True)
+    assert scores(here.folder) == scores(there)
+    assert len(scores(there)) > 100
