@@ -39,8 +39,9 @@ test: $(READY) ## the tests
 test-slurm: $(READY) ## the cluster profile on a SLURM that the tests start; needs root and Debian's packages
 	@$(RUN) python -m pytest -m "slurm and not slow" tests/slurm
 
-test-slow: $(READY) ## the tests that take minutes
+test-slow: $(READY) ## the tests that take minutes, those on SLURM last
 	@$(PYTEST) -m "slow and not slurm"
+	@$(RUN) python -m pytest -m "slurm and slow" tests/slurm
 
 check: $(READY) ## style, types and workflow lint, in under a minute
 	@$(RUN) ruff check .

@@ -70,7 +70,11 @@ def test_fetched_files_that_changed_are_an_error(card_files: CardFiles, tmp_path
     with pytest.raises(IntegrityError) as caught:
         fetch(card, tmp_path / "downloads")
     expected, found = sha256(ROW.encode()), sha256(b"other")
-    assert str(caught.value) == f"{file}: sha256 is {found}, manifest.json says {expected}"
+    assert str(caught.value) == (
+        f"{file}: sha256 is {found}, manifest.json says {expected}; "
+        f"to fetch it again: rm -r {file.parent} && lowrank fetch x"
+    )
+    assert file.read_text() == "other", "nothing is thrown away unasked"
 
 
 def test_a_card_that_changed_is_fetched_again(card_files: CardFiles, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,6 +120,34 @@ class TestTargets:
         fresh = Lab.new(tmp_path / "fresh").only("lr_ratio")
         said = fresh.snakemake("-n", "--config", f"scale={scale}", "--", "all")
         assert f"lowrank: scale {scale}, studies lr_ratio" in said
+
+
+def test_times_of_files_decide_nothing(lab: Lab) -> None:
+    """A backup that was put back, a clock that is wrong, a network file system with a clock of its own."""
+    for inputs, outputs in (("1990", "1990"), ("2040", "1990"), ("1990", "2040")):
+        for names, year in (("resources", "work", "logs"), inputs), (("results", "reports"), outputs):
+            when = time.mktime(time.strptime(year, "%Y"))
+            for name in names:
+                for path in (lab.folder / name).rglob("*"):
+                    os.utime(path, (when, when))
+        assert "Nothing to be done" in lab.snakemake("-n", "--", "all")
+
+
+def test_two_calls_in_one_folder(lab: Lab) -> None:
+    locks = lab.folder / ".snakemake" / "locks"
+    locks.mkdir(exist_ok=True)
+    (locks / "0.output.lock").write_text("reports/index.html\n")
+    said = lab.snakemake("--forcerun", "index", "--", "all", ok=False)
+    assert "Directory cannot be locked" in said
+    assert "--unlock" in said
+    lab.snakemake("--unlock")
+    lab.snakemake("--forcerun", "index", "--", "all")
+
+
+@pytest.mark.parametrize("name", ["results/runs/../../x", "resources/downloads/a;touch x/manifest.json"])
+def test_a_name_that_would_leave_its_folder_has_no_rule(name: str, lab: Lab) -> None:
+    assert "No rule to produce" in lab.snakemake("-n", "--", name, ok=False)
+    assert not (lab.folder / "x").exists()
 
 
 def test_a_partial_report_names_what_is_missing(lab: Lab) -> None:

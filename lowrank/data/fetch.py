@@ -47,7 +47,11 @@ def fetch(card: Card, downloads: Path = DOWNLOADS, runs: Path = RUNS) -> Path:
     target = downloads / card.name
     with _only_one(downloads, card.name):
         if _is_current(card, target):
-            check_seal(target)
+            try:
+                check_seal(target)
+            except IntegrityError as error:
+                again = f"rm -r {target} && lowrank fetch {card.name}"
+                raise IntegrityError(f"{error}; to fetch it again: {again}") from None
         else:
             with replacing_folder(target) as folder:
                 origin = _fill(card, folder, runs)

@@ -15,6 +15,7 @@ from lowrank.data import batches
 from lowrank.data.images import ImageSplit, image_batch
 from lowrank.data.masking import Draw, Masking, masking
 from lowrank.data.readers import SPLITS
+from lowrank.errors import IntegrityError
 from lowrank.files import MANIFEST, check_seal
 from lowrank.images import ImageFormat
 from lowrank.spec import DataSpec
@@ -150,4 +151,7 @@ def open_splits(prepared: Path, spec: DataSpec, task: str) -> dict[str, TaskBatc
 @functools.cache
 def _checked(prepared: Path, state: tuple[tuple[str, int, int], ...]) -> dict[str, Any]:
     """The manifest, after hashing the files; once for each `state` (name, time, size of each) of the folder."""
-    return check_seal(prepared)
+    try:
+        return check_seal(prepared)
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}; to prepare it again: rm -r {prepared} && snakemake --cores all") from None

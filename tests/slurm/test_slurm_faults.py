@@ -140,7 +140,7 @@ def test_a_worker_that_is_killed(worker: str, slow: SlowSite, done: Site) -> Non
 
 def test_the_node_daemon_that_is_killed_comes_back_to_its_job(slow: SlowSite, done: Site) -> None:
     process = slow.start(one_run(done))
-    job, pid = slow.training()
+    _, pid = slow.training()
     slow.cluster.kill("slurmd")
     slow.cluster.run("slurmd")
     slow.hurry()
