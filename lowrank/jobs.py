@@ -139,11 +139,12 @@ def page(plan: dict[str, Any], study: str) -> None:
 def index(plan: dict[str, Any]) -> None:
     """Renders the front page."""
     from lowrank.report.site import render_index
-    from lowrank.report.timings import timings
+    from lowrank.report.timings import of_study, timings
 
     spent = timings(plan, BENCHMARKS)
+    took = {study: of_study(plan, BENCHMARKS, study) for study in plan["studies"]}
     out = REPORTS / "index.html"
-    render_index(list(plan["studies"]), STUDIES, out, plan["scale"], results=RESULTS, spent=spent)
+    render_index(list(plan["studies"]), STUDIES, out, plan["scale"], results=RESULTS, spent=spent, took=took)
     seal_pages("index")
 
 

@@ -82,7 +82,7 @@ def test_page_shows_question_verdicts_figures_and_commands(site):
         assert f'<figure id="{name}">' in text, name
     for name in study["claims"]:
         assert f'<span class="id">{"output-keys" if name == "output" else name}</span>' in text, name
-    assert "snakemake --cores all lr_ratio" in text
+    assert "snakemake --cores all --config scale=laptop -- lr_ratio" in text
     assert "not comparable" in text
     assert str(REPOSITORY) not in text
     assert text.count('<details class="code">') <= 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowrank.report.timings import timings
+from lowrank.report.timings import of_study, timings
 
 HEAD = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
 PLAN = {
@@ -41,6 +41,19 @@ def test_each_rule_and_study_and_the_sum(tmp_path: Path) -> None:
     ]
     assert rows[-1]["peak_bytes"] == 100 * 2**20
     assert rows[4]["peak_bytes"] is None
+
+
+def test_a_studys_jobs_are_summed_and_counted(tmp_path: Path) -> None:
+    write(tmp_path, "train/lora-1-0", 10.0, "8.0", "100")
+    write(tmp_path, "train/full-2-0", 30.0, "20.0", "50")
+    write(tmp_path, "tables/one", 1.0, "1.0", "70")
+    write(tmp_path, "train/old-3-0", 0.5, "0.5", "1")
+    plan = {**PLAN, "packs": {name: {**pack, "keep_weights": True} for name, pack in PLAN["packs"].items()}}
+    assert of_study(plan, tmp_path, "one") == {
+        "jobs": 3, "wall_s": 41.0, "cpu_s": 29.0, "peak_bytes": 100 * 2**20,
+        "planned": 2 + 1 + 2 + 2,  # packs, an evaluation, prepared data, tables and page
+    }  # fmt: skip
+    assert of_study(plan, tmp_path, "two")["jobs"] == 1
 
 
 def test_nothing_where_nothing_was_run(tmp_path: Path) -> None:

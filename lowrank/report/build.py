@@ -32,6 +32,7 @@ from lowrank.report.frame import read_runs, state
 from lowrank.report.html import table_fragment
 from lowrank.report.kinds import Summary
 from lowrank.report.ledger import REPORTED, load_ledger
+from lowrank.report.seeds import left_out, spread
 from lowrank.report.verdicts import VERDICTS, decide
 from lowrank.report.views import Views
 
@@ -83,8 +84,10 @@ def build_study(
 def verdicts(context: Context) -> dict[str, Any]:
     """The record of a study: its runs, and each published number beside ours."""
     entries = []
+    without = left_out(context)
     for artefact, entry in context.ledger.entries():
         record = decide(context, artefact, entry)
+        record["without_seed"] = without.get(entry.claim or "")
         own = against_itself(context, entry.claim) if entry.claim else None
         record["document"] = own and {"verdict": own.verdict, "cause": own.cause}
         entries.append(record)
@@ -99,6 +102,7 @@ def verdicts(context: Context) -> dict[str, Any]:
         "counts": {verdict: counts[verdict] for verdict in VERDICTS},
         "shares": {verdict: counts[verdict] / len(entries) if entries else None for verdict in VERDICTS},
         "cost": cost(context),
+        "spread": spread(context),
         "entries": entries,
     }
 
@@ -113,4 +117,6 @@ def cost(context: Context) -> dict[str, Any]:
         f"{column}s": sorted(map(str, runs[column].dropna().unique())) if column in runs else []
         for column in ("device", "commit")
     }
-    return {"train_time_s": seconds, "disk_bytes": sum(path.stat().st_size for path in files), **distinct}
+    timed = int(runs["train_time_s"].notna().sum()) if "train_time_s" in runs else 0
+    disk = sum(path.stat().st_size for path in files)
+    return {"train_time_s": seconds, "timed": timed, "disk_bytes": disk, **distinct}

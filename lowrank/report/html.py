@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import html
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,18 @@ def cell_text(column: str, value: Any) -> str:
     return rate(value) if column == "lr" or column.endswith("_lr") else number(value)
 
 
+def fold(title: str, rows: int, body: str, name: str) -> str:
+    """A table that is folded under its title."""
+    head = f"<summary>{escape(title)} <small>{rows} rows</small></summary>"
+    return f'<details id="{escape(name)}">{head}{body}</details>\n'
+
+
+def data_link(name: str, data: bytes) -> str:
+    """A CSV file inside the page: the link works wherever the page is copied to."""
+    code = base64.b64encode(data).decode()
+    return f'<a class="data" download="{escape(name)}" href="data:text/csv;base64,{code}">CSV</a>'
+
+
 def badge(verdict: str) -> str:
     """A verdict as a coloured word."""
     return f'<span class="verdict {verdict.replace(" ", "-")}">{escape(verdict)}</span>'
@@ -98,7 +111,7 @@ def _bound_of(name: str, names: list[str]) -> bool:
 
 def _cell(row: Mapping[Any, Any], column: str, columns: Columns) -> str:
     value = columns.value(column, row[column])
-    if column in ("verdict", "agrees_with_itself") and value:
+    if (column.startswith("verdict") or column == "agrees_with_itself") and value:
         return f"<td>{badge(str(value))}</td>"
     text = escape(cell_text(column, value))
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")

@@ -15,6 +15,7 @@ from lowrank.report.columns import Columns
 from lowrank.report.frame import plain
 from lowrank.report.html import cell_text, escape, template
 from lowrank.report.spark import curves_svg
+from lowrank.report.text import snakemake
 from lowrank.run_folder import EVALUATIONS, HISTORY, SPEC, WEIGHTS
 
 FACTS = ("arm", "pack", "status", "cause", "data_title", "model_title", "device")
@@ -43,7 +44,9 @@ def render_runs(
     for row in rows:
         run = str(row["run"])
         shown = {"facts": _facts(row, columns), "measured": _measured(row, columns), **_recorded(folder / run)}
-        page = template("run").render(run=run, study=study, title=title, scale=scale, **shown)
+        page = template("run").render(
+            run=run, study=study, title=title, scale=scale, command=snakemake(scale, study), **shown
+        )
         write_text(out / f"{run}.html", page)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,18 @@ import pandas as pd
 from lowrank.files import read_json, read_yaml
 from lowrank.report import style
 from lowrank.report.build import RUNS, open_study
-from lowrank.report.html import Last, badge, escape, rows_fragment, table_fragment
+from lowrank.report.html import Last, badge, data_link, escape, fold, rows_fragment, table_fragment
 from lowrank.report.inline import inline_svg
 from lowrank.report.kinds import Counts
 from lowrank.report.ledger import REPORTED
 from lowrank.report.run_page import run_link
+from lowrank.report.seed_page import seeds_section
+from lowrank.report.text import snakemake
 from lowrank.report.verdicts import VERDICTS, published
 from lowrank.report.views import parse_views
+
+FEW = 6
+"""So many links in a row are of use."""
 
 
 class Html:
@@ -90,9 +94,10 @@ class Report:
         return Html("".join(map(self._table, names)))
 
     def claims(self) -> Html:
-        """Every sentence of the document with its verdict and the numbers it rests on."""
+        """Every sentence of the document with its verdict, the numbers it rests on, and how much is one seed's."""
         entries = [entry for entry in self.record["entries"] if entry["claim"]]
-        return Html(f'<ol class="claims">{"".join(map(self._claim, entries))}</ol>')
+        seeds = seeds_section(self.record, self.context.views.columns())
+        return Html(f'<ol class="claims">{"".join(map(self._claim, entries))}</ol>{seeds}')
 
     def numbers(self) -> Html:
         """Every published number beside ours, by figure."""
@@ -101,42 +106,37 @@ class Report:
             entries = [entry for entry in self.record["entries"] if entry["artefact"] == artefact and entry["cell"]]
             if entries:
                 parts.append(
-                    self._fold(
-                        f"{artefact}: {title}", len(entries), self._number_table(title, entries), f"n-{artefact}"
-                    )
+                    fold(f"{artefact}: {title}", len(entries), self._number_table(title, entries), f"n-{artefact}")
                 )
         return Html("".join(parts))
 
     def again(self) -> Html:
         """What this scale leaves out of the document's grid, and how each piece is made again."""
         dropped = self.raw.get("scales", {}).get(self.context.scale, {}).get("dropped") or "Nothing is left out."
-        study, folder = self.context.study, self.folder
+        study = self.context.study
+        scale = self.context.scale
         lines = [
-            (f"snakemake --cores all {study}", "this page and all that it needs"),
-            (f"snakemake --cores all --forcerun page_{study} -- {study}", "this page alone"),
-            (f"snakemake --cores all --forcerun tables_{study} -- {study}", "tables, figures, verdicts and the page"),
-            *(
-                (f"snakemake --cores all -- {folder}/{name}.svg", view.title)
-                for name, view in self.context.views.figures.items()
-            ),
+            (snakemake(scale, study), "this page and all that it needs"),
+            (snakemake(scale, study, f"page_{study}"), "this page alone"),
+            (snakemake(scale, study, f"tables_{study}"), "tables, figures, verdicts and the page"),
             (f"lowrank rerun {self.context.runs['run'].iloc[0]}", "forgets one run; the first command trains it again"),
-            (f"snakemake --cores all --config scale=paper -- {study}", "the document's own scale, on a GPU machine"),
+            (snakemake("paper", study), "the document's own scale, on a cluster"),
         ]
         items = "".join(f"<dt>{escape(why)}</dt><dd><code>{escape(line)}</code></dd>" for line, why in lines)
         return Html(f'<p>{escape(dropped)}</p><dl class="commands">{items}</dl>')
 
     def _seeds(self) -> str:
-        """Fewest and most seeds of a configuration, by arm."""
+        """How many seeds the configurations of each arm have."""
         runs = self.context.runs
         by = [column for column in ("arm", "rank", "alpha", "budget") if column in runs]
         counts = runs.groupby(by, dropna=False)["seed"].nunique().groupby("arm").agg(["min", "max"])
-        low, high = counts["min"].min(), counts["max"].max()
-        if low == high:
-            return f"{low} for each configuration"
         titles = self.context.views.titles
-        spans = [(titles.get(arm, arm), *span) for arm, *span in counts.itertuples()]
-        shown = [f"{arm} {low}" if low == high else f"{arm} {low} to {high}" for arm, low, high in spans]
-        return ", ".join(shown) + " for each configuration"
+        spans: dict[str, list[str]] = {}
+        for arm, low, high in counts.itertuples():
+            spans.setdefault(f"{low}" if low == high else f"{low} to {high}", []).append(titles.get(arm, arm))
+        if len(spans) == 1:
+            return f"{next(iter(spans))} for each configuration"
+        return "; ".join(f"{span}: {', '.join(dict.fromkeys(arms))}" for span, arms in sorted(spans.items()))
 
     def _scale_note(self) -> str:
         notes = {
@@ -155,17 +155,26 @@ class Report:
     def _figure(self, name: str) -> str:
         view = self.context.views.figures[name]
         drawing = inline_svg(style.svg(self.context.draw(name)), name, f"{view.title}. {view.caption}")
-        link = _download(self.folder / f"{view.table}.csv")
+        link = self._csv(view.table)
         return (
             f'<figure id="{name}">{drawing}<figcaption><b>{escape(view.title)}.</b> {escape(view.caption)} '
-            f"{link}</figcaption></figure>"
+            f"{link} {self._command(f'{name}.svg')}</figcaption></figure>"
         )
 
     def _table(self, name: str) -> str:
         frame, view, views = self.context.table(name), self.context.views.tables[name], self.context.views
         fragment = table_fragment(frame, view, views.columns(), name=f"t-{name}", last=self._run_links(name))
-        body = f"{fragment}<p>{_download(self.folder / f'{name}.csv')}</p>"
-        return self._fold(view.title, len(frame), body, f"t-{name}")
+        body = f"{fragment}<p>{self._csv(name)} {self._command(f'{name}.csv')}</p>"
+        return fold(view.title, len(frame), body, f"t-{name}")
+
+    def _command(self, file: str) -> str:
+        """The command that makes one file of the study again, folded."""
+        study = self.context.study
+        line = snakemake(self.context.scale, f"results/studies/{study}/{file}", f"tables_{study}")
+        return f'<details class="again"><summary>make again</summary><code>{escape(line)}</code></details>'
+
+    def _csv(self, name: str) -> str:
+        return data_link(f"{name}.csv", (self.folder / f"{name}.csv").read_bytes())
 
     def _run_links(self, name: str) -> Last | None:
         """For each row of a table, links to the runs behind it, named by seed."""
@@ -177,10 +186,6 @@ class Report:
             return None
         return "runs by seed", [" ".join(run_link(study, *pair) for pair in _runs_by_seed(runs)) for _, runs in cells]
 
-    def _fold(self, title: str, rows: int, body: str, name: str) -> str:
-        head = f"<summary>{escape(title)} <small>{rows} rows</small></summary>"
-        return f'<details id="{escape(name)}">{head}{body}</details>\n'
-
     def _number_table(self, title: str, entries: Sequence[dict[str, Any]]) -> str:
         rows = [
             {name: entry[name] for name in ("id", "line", "ours", "ours_low", "ours_high", "verdict", "cause", "note")}
@@ -189,8 +194,18 @@ class Report:
         ]
         shown = ["id", "line", "published", "ours", "verdict", "cause"]
         shown += ["note"] if any(row["note"] for row in rows) else []
-        last = ("in our", [_where(entry) for entry in entries])
+        last = ("in our", [self._behind(entry) for entry in entries])
         return rows_fragment(rows, shown, caption=title, columns=self.context.views.columns(), last=last)
+
+    def _behind(self, entry: dict[str, Any], before: str = "") -> str:
+        """Links to the table that an entry rests on, to its rows there, and to their runs."""
+        if entry["table"] is None:
+            return ""
+        anchor = f"#t-{escape(entry['table'])}"
+        rows = [f'<a href="{anchor}-{row}">{row + 1}</a>' for row in entry["rows"]]
+        runs = [run_link(self.context.study, run, str(index)) for index, run in enumerate(entry["runs"], start=1)]
+        found = [f'<a href="{anchor}">table</a>', _few("row", rows), _few("run", runs)]
+        return before + " · ".join(filter(None, found))
 
     def _claim(self, entry: dict[str, Any]) -> str:
         evidence = "".join(f"<li>{escape(line)}</li>" for line in entry["evidence"])
@@ -203,25 +218,19 @@ class Report:
         )
         return (
             f'<li id="{escape(entry["id"])}"><p class="claim"><span class="id">{escape(entry["id"])}</span> '
-            f"<q>{escape(entry['published'])}</q> <small>line {entry['line']}{_where(entry, ' · ')}</small></p>"
+            f"<q>{escape(entry['published'])}</q> <small>line {entry['line']}{self._behind(entry, ' · ')}</small></p>"
             f'<p class="finding">{badge(entry["verdict"])} {escape(entry["cause"])}</p>{itself}{shown}</li>'
         )
+
+
+def _few(word: str, links: list[str]) -> str:
+    """`rows 1 2 3 and 4 more`; nothing where there is none."""
+    if not links:
+        return ""
+    more = f" and {len(links) - FEW} more" if len(links) > FEW else ""
+    return f"{word}{'s' if len(links) > 1 else ''} {' '.join(links[:FEW])}{more}"
 
 
 def _runs_by_seed(runs: pd.DataFrame) -> list[tuple[str, str]]:
     ordered = runs.sort_values("seed")
     return [(str(run), str(seed)) for run, seed in zip(ordered["run"], ordered["seed"], strict=True)]
-
-
-def _where(entry: dict[str, Any], before: str = "") -> str:
-    """A link to the table that an entry rests on, or to its row there."""
-    if entry["table"] is None:
-        return ""
-    anchor = f"t-{entry['table']}" + ("" if entry["row"] is None else f"-{entry['row']}")
-    return f'{before}<a href="#{escape(anchor)}">{"table" if entry["row"] is None else "row"}</a>'
-
-
-def _download(path: Path) -> str:
-    # A data link works wherever the page is copied to.
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<a class="data" download="{escape(path.name)}" href="data:text/csv;base64,{data}">CSV</a>'

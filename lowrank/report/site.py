@@ -13,6 +13,7 @@ from lowrank.files import REPOSITORY, read_json, read_yaml, write_json, write_te
 from lowrank.report.bibliography import bibtex
 from lowrank.report.html import badge, cell_text, escape, template
 from lowrank.report.inline import inline_svg
+from lowrank.report.run_page import run_link
 from lowrank.report.text import duration, number, size
 from lowrank.report.verdicts import VERDICTS, published
 
@@ -20,6 +21,9 @@ STUDY_FILES = REPOSITORY / "workflow" / "studies"
 
 KINDS = ("directional", "analytic", "numeric")
 """In the order of the ledger: sentences first."""
+
+FEW = 3
+"""So many runs of an entry are linked from the ledger; its study's page has more."""
 
 EMBEDDED_BYTES = 300_000
 """A file up to this size is inside the page; a link leads to a larger one."""
@@ -34,6 +38,7 @@ def render_index(
     results: Path,
     study_files: Path = STUDY_FILES,
     spent: Sequence[Mapping[str, Any]] = (),
+    took: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes the front page, and `runs.csv`, `claims.json` and `references.bib` over all studies.
 
@@ -44,7 +49,8 @@ def render_index(
         scale: smoke, laptop or paper.
         results: where the three files go.
         study_files: where the studies' YAML lies.
-        spent: rows of `lowrank.report.timings`.
+        spent: rows of `lowrank.report.timings.timings`.
+        took: study -> `lowrank.report.timings.of_study`.
     """
     raws = {study: read_yaml(study_files / f"{study}.yaml") for study in studies}
     records = {study: read_json(folder / study / "claims.json") for study in studies}
@@ -59,7 +65,7 @@ def render_index(
     entries.sort(key=lambda entry: (studies.index(entry["study"]), KINDS.index(entry["kind"])))
     page = template("index").render(
         scale=scale,
-        cards=[_card(study, raws[study], records[study], folder / study) for study in studies],
+        cards=[_card(study, raws[study], records[study], folder / study, scale, took or {}) for study in studies],
         rows=[_row(entry) for entry in entries],
         studies={study: raws[study]["title"] for study in studies},
         verdicts=[verdict for verdict in VERDICTS if any(entry["verdict"] == verdict for entry in entries)],
@@ -85,7 +91,14 @@ def chain_parts(raws: Iterable[Mapping[str, Any]]) -> set[str]:
     return {entry if isinstance(entry, str) else str(entry["part"]) for entry in entries}
 
 
-def _card(study: str, raw: Mapping[str, Any], record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _card(
+    study: str,
+    raw: Mapping[str, Any],
+    record: Mapping[str, Any],
+    folder: Path,
+    scale: str,
+    took: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     """What the front page says of a study."""
     figures = raw.get("figures") or {}
     name = raw.get("key_figure") or next(iter(figures), None)
@@ -107,14 +120,34 @@ def _card(study: str, raw: Mapping[str, Any], record: Mapping[str, Any], folder:
             if record["counts"][verdict]
         ],
         "total": len(record["entries"]),
+        "by_verdict": record["counts"],
         "cause": runs["cause"],
+        "dropped": raw.get("scales", {}).get(scale, {}).get("dropped") or "Nothing is left out.",
         "facts": [
             ("runs", f"{number(runs['planned'])}" + "".join(f", {count} {status}" for status, count in absent.items())),
-            ("training", duration(cost["train_time_s"])),
+            ("training", _training(cost, runs["planned"])),
+            ("all jobs", _took(took.get(study))),
             ("machine", ", ".join(cost["devices"]) or "–"),
             ("on disk", size(cost["disk_bytes"])),
         ],
     }
+
+
+def _training(cost: Mapping[str, Any], runs: int) -> str:
+    """Seconds in training steps, and of how many runs, since runs that train together have none of their own."""
+    timed = "" if cost["timed"] == runs else f" in the {cost['timed']} runs that have a time of their own"
+    return f"{duration(cost['train_time_s'])}{timed}"
+
+
+def _took(jobs: Mapping[str, Any] | None) -> str:
+    """What the jobs took that were run here."""
+    if jobs is None or not jobs["jobs"]:
+        return "not measured here"
+    parts = [duration(jobs["wall_s"])]
+    parts += [f"{duration(jobs['cpu_s'])} of CPU time"] if jobs["cpu_s"] is not None else []
+    parts += [f"at most {size(jobs['peak_bytes'])} each"] if jobs["peak_bytes"] is not None else []
+    some = "" if jobs["jobs"] == jobs["planned"] else f" ({jobs['jobs']} of {jobs['planned']} jobs)"
+    return ", ".join(parts) + some
 
 
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +157,9 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
     if entry["ours_low"] is not None and entry["ours_high"] is not None:
         ours += f" [{cell_text(column, entry['ours_low'])}, {cell_text(column, entry['ours_high'])}]"
     anchor = "" if entry["table"] is None else f"#t-{entry['table']}"
-    anchor += "" if entry["row"] is None else f"-{entry['row']}"
+    anchor += f"-{entry['rows'][0]}" if entry["rows"] else ""
+    runs = [run_link(entry["study"], run, str(index)) for index, run in enumerate(entry["runs"][:FEW], start=1)]
+    more = f" of {len(entry['runs'])}" if len(entry["runs"]) > FEW else ""
     where = f"#{entry['id']}" if entry["claim"] else anchor
     return {
         "study": entry["study"],
@@ -136,6 +171,7 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
         "badge": badge(entry["verdict"]),
         "cause": entry["cause"],
         "href": f"{entry['study']}.html{where}",
+        "runs": " ".join(runs) + more,
     }
 
 

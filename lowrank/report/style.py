@@ -31,6 +31,16 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 CONTROLS = {"full": 1, "linear_probe": 2, "base": 3}
 """Where in `DASHES` the lines of controls begin, so that they are told from methods without colour."""
 
+VERDICTS: dict[str, tuple[str, str, str | None]] = {
+    "reproduced": ("#1b6e45", PAPER, None),
+    "differs": ("#a32d2f", PAPER, None),
+    "not resolved": ("#f0d79a", INK, None),
+    "not comparable": ("#ccd3da", INK, None),
+    "not run": ("#dbe0e5", INK, "///"),
+    "impossible": ("#aab3bd", INK, "..."),
+}
+"""Ground, text and hatch of a verdict in a figure: told apart by lightness and pattern as well as by hue."""
+
 VARIABLES = {PAPER: "--paper", INK: "--ink", MUTED: "--muted", GRID: "--rule"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
 }

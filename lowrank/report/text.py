@@ -78,3 +78,11 @@ def configuration(keys: Mapping[str, Any]) -> str:
 def numbers(values: Iterable[Any]) -> str:
     """Several numbers, separated by spaces; a CSV cell that stays a list."""
     return " ".join(rate(value) for value in values)
+
+
+def snakemake(scale: str, target: str, force: str = "") -> str:
+    """The command that makes a target, or with `force`, runs a rule again for it."""
+    forced = f" --forcerun {force}" if force else ""
+    if scale == "paper":
+        return f"snakemake --profile slurm{forced} -- {target}"
+    return f"snakemake --cores all{forced} --config scale={scale} -- {target}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,34 @@ def timings(plan: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
         `rule`, `studies`, `jobs`, `wall_s`, `cpu_s` (None where no job was long enough to be sampled), `peak_bytes`.
     """
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for file in sorted(folder.glob("*/*.tsv")):
-        with file.open(encoding="utf-8", newline="") as lines:
-            jobs = list(csv.DictReader(lines, delimiter="\t"))
-        groups.setdefault((file.parent.name, _owners(plan, file.stem)), []).extend(jobs)
+    for rule, what, job in _jobs(folder):
+        groups.setdefault((rule, _owners(plan, what)), []).append(job)
     rows = [{"rule": rule, "studies": studies, **_sums(jobs)} for (rule, studies), jobs in groups.items()]
     rows.sort(key=lambda row: -row["wall_s"])
     everything = [job for jobs in groups.values() for job in jobs]
     return [*rows, {"rule": "all", "studies": "", **_sums(everything)}] if rows else []
+
+
+def of_study(plan: Mapping[str, Any], folder: Path, study: str) -> dict[str, Any]:
+    """What one study's jobs took; a job that several studies share counts in full for each.
+
+    Returns:
+        The sums of `timings`, and `planned`: how many jobs the study asks for, fetching left out.
+    """
+    packs = [pack for pack in plan["packs"].values() if study in pack["owners"]]
+    scored = [name for pack in packs if pack["keep_weights"] for name in pack["evaluations"]]
+    data = {name for pack in packs for name in (pack["data"], *pack["evaluations"].values())}
+    jobs = [job for _, what, job in _jobs(folder) if study in _owners(plan, what).split(", ")]
+    tables_and_page = 2
+    return {**_sums(jobs), "planned": len(packs) + len(scored) + len(data) + tables_and_page}
+
+
+def _jobs(folder: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """The rule of each job, what it was run on, and what Snakemake measured."""
+    for file in sorted(folder.glob("*/*.tsv")):
+        with file.open(encoding="utf-8", newline="") as lines:
+            for job in csv.DictReader(lines, delimiter="\t"):
+                yield file.parent.name, file.stem, job
 
 
 def _owners(plan: Mapping[str, Any], what: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from lowrank.report.behind import rows_behind, runs_behind
 from lowrank.report.context import Context
 from lowrank.report.frame import plain, select
 from lowrank.report.kinds import CellRef
@@ -38,16 +39,19 @@ def decide(context: Context, artefact: Artefact, entry: Entry) -> dict[str, Any]
 
 
 def _place(context: Context, entry: Entry) -> dict[str, Any]:
-    """The table that an entry rests on; for a cell, its row there (counted from 0) and its interval."""
+    """The table that an entry rests on, its rows there (counted from 0), their runs; for a cell, its interval."""
     if entry.cell is None:
-        table = getattr(context.views.claims[str(entry.claim)], "table", None)
-        return {"table": table, "row": None, "ours_low": None, "ours_high": None}
+        view = context.views.claims[str(entry.claim)]
+        table, rows = getattr(view, "table", None), rows_behind(context, view)
+        runs = runs_behind(context, table, rows)
+        return {"table": table, "rows": rows, "runs": runs, "ours_low": None, "ours_high": None}
     row = find_row(context.table(entry.cell.table), entry.cell)
     ends = {
         f"ours_{end}": plain(row.get(f"{entry.cell.column}_{end}")) if row is not None else None
         for end in ("low", "high")
     }
-    return {"table": entry.cell.table, "row": None if row is None else int(str(row.name)), **ends}
+    rows = [] if row is None else [int(str(row.name))]
+    return {"table": entry.cell.table, "rows": rows, "runs": runs_behind(context, entry.cell.table, rows), **ends}
 
 
 def published(entry_value: Any, reading: float) -> str:

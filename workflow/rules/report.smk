@@ -11,6 +11,8 @@ for study, entry in PLAN["studies"].items():
             [shown(study, file) for file in entry["outputs"]],
         log:
             f"logs/tables/{study}.log",
+        benchmark:
+            f"logs/benchmarks/tables/{study}.tsv"
         localrule: True
         conda:
             "../../envs/conda.yaml"
@@ -38,6 +40,8 @@ for study, entry in PLAN["studies"].items():
             directory(f"reports/runs/{study}"),
         log:
             f"logs/pages/{study}.log",
+        benchmark:
+            f"logs/benchmarks/pages/{study}.tsv"
         localrule: True
         conda:
             "../../envs/conda.yaml"

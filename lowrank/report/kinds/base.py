@@ -59,3 +59,7 @@ class FigureView(Strict):
 
 class ClaimView(Strict):
     """A claim: a sentence of the published numbers, decided by a named check."""
+
+    def rests_on(self) -> tuple[Where, ...]:
+        """Conditions on the rows of its table that the sentence speaks of."""
+        return ()

@@ -25,6 +25,16 @@ class OptimaClaim(ClaimView):
     table: Name
 
 
+class SelectedOptimaClaim(OptimaClaim):
+    """A claim about some of the optima."""
+
+    where: Where = {}
+
+    def rests_on(self) -> tuple[Where, ...]:
+        """The rows that it selects."""
+        return (self.where,)
+
+
 class RatioClaim(OptimaClaim):
     """Each optimum that `cases` select stands in the stated ratio to its baseline."""
 
@@ -33,32 +43,33 @@ class RatioClaim(OptimaClaim):
     stated: Name | None = None
     """The artefact that prints ratios, against which the sentence is held too: does the document agree with itself?"""
 
+    def rests_on(self) -> tuple[Where, ...]:
+        """The rows of its cases."""
+        return tuple(case.where for case in self.cases)
 
-class DependsClaim(OptimaClaim):
+
+class DependsClaim(SelectedOptimaClaim):
     """The optimum moves (or does not) when `factor` changes and `fixed` stays."""
 
     check: Literal["depends"]
     factor: str
     fixed: tuple[str, ...]
-    where: Where = {}
     expected: bool
 
 
-class TiedClaim(OptimaClaim):
+class TiedClaim(SelectedOptimaClaim):
     """An optimum among those selected cannot be told from its runner-up."""
 
     check: Literal["tied"]
-    where: Where = {}
 
 
-class OutperformsClaim(OptimaClaim):
+class OutperformsClaim(SelectedOptimaClaim):
     """Somewhere, an optimum with `ratio` has a better metric than the best one with `other`."""
 
     check: Literal["outperforms"]
     ratio: PositiveFloat
     other: PositiveFloat
     within: tuple[str, ...]
-    where: Where = {}
 
 
 class GridResolutionClaim(ClaimView):
@@ -100,6 +111,10 @@ class CompareClaim(TableClaim):
     or_better: bool = False
     """With `equal_within`: the first side is at least as good, and may be better by any amount."""
 
+    def rests_on(self) -> tuple[Where, ...]:
+        """Both sides."""
+        return self.better, self.worse
+
     @model_validator(mode="after")
     def _margin(self) -> CompareClaim:
         if self.or_better and self.equal_within is None:
@@ -115,6 +130,10 @@ class OrderClaim(TableClaim):
     goal: Goal
     ranking: tuple[Where, ...]
 
+    def rests_on(self) -> tuple[Where, ...]:
+        """Every place of the ranking."""
+        return self.ranking
+
 
 class WithinClaim(TableClaim):
     """A column of the selected rows lies within bounds, its interval over seeds included."""
@@ -129,6 +148,10 @@ class WithinClaim(TableClaim):
     """Largest difference from `equals`."""
     reason: str
     """Why these bounds decide the sentence."""
+
+    def rests_on(self) -> tuple[Where, ...]:
+        """The rows that it selects."""
+        return (self.where,)
 
     @model_validator(mode="after")
     def _bounded(self) -> WithinClaim:
