@@ -106,7 +106,7 @@ def growth(rounds: int) -> list[Growth]:
             optimizer.step()
             optimizer.zero_grad()
 
-        arms: dict[str, Any] = {"stack": lambda step=step, batch=batch: step(0, batch), "alone": alone}
+        arms: dict[str, Any] = {"stack": lambda step=step, batch=batch: step(batch), "alone": alone}
         arms["peer"] = lambda m=peer, o=peer_optimizer, b=batch, alone=alone: alone(m, o, b)
         seconds: dict[str, list[float]] = {name: [] for name in arms}
         for number in range(rounds + 1):

@@ -114,17 +114,17 @@ def apart(shape: dict[str, Any], points: list[tuple[int, float]]) -> None:
 
 def together(shape: dict[str, Any], points: list[tuple[int, float]]) -> None:
     """Our runs, in stacks of the size that training chooses."""
-    from lowrank.train.stacks import TOKENS_AT_ONCE
+    from lowrank.stacks import TOKENS_AT_ONCE
 
     size = max(1, TOKENS_AT_ONCE // (shape["rows"] * shape["tokens"]))
     for index in range(0, len(points), size):
         step = stack(shape, points[index : index + size])
-        for number, batch in enumerate(batches(shape)):
-            step(number, batch)
+        for batch in batches(shape):
+            step(batch)
 
 
 def stack(shape: dict[str, Any], points: list[tuple[int, float]]) -> Any:
-    """A function that takes one step of all points, given its number and a batch that each of them sees."""
+    """A function that takes one step of all points, given a batch that each of them sees."""
     from lowrank.methods.stacked import share_base
     from lowrank.methods.stacked_chain import StackedChain
     from lowrank.spec import TrainSpec
@@ -140,11 +140,11 @@ def stack(shape: dict[str, Any], points: list[tuple[int, float]]) -> Any:
     adamw = StackedAdamW(whole.trainable(), trains, shape["steps"])
     rows, task = shape["rows"], Classification()
 
-    def step(number: int, batch: dict[str, Any]) -> None:
+    def step(batch: dict[str, Any]) -> None:
         joined = join([batch] * len(points), 0)
         losses, _ = task.losses(forward(whole.attached, joined), joined)
         (sums(losses, [rows] * len(points)) / rows).sum().backward()
-        adamw.step(number % shape["steps"])
+        adamw.step()
 
     return step
 

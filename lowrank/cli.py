@@ -56,13 +56,12 @@ def plan(
 
         print(sizes(model, method, task=task, dtype=dtype, batch_size=batch_size, tokens=tokens))
         return
-    from lowrank.jobs import training
     from lowrank.planning import make_plan
     from lowrank.study import studies as known
 
     made = make_plan(scale, studies or known())
     if out is None:
-        print(planning.print_plan(made, training(made)))
+        print(planning.print_plan(made))
     else:
         planning.write_plan(out, made)
 

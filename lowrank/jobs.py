@@ -65,6 +65,7 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
     pack = Pack(
         name,
         tuple(_member(plan, run) for run in entry["members"]),
+        tuple(tuple(stack["members"]) for stack in entry["stacks"]),
         prepared,
         keep_weights=entry["keep_weights"],
         scores=tuple(f"{EVALUATIONS}/{evaluation}.json" for evaluation in scored_here),
@@ -82,17 +83,6 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
             forget(run)
             (FORCED / run).unlink()
     train_pack(pack, stop, after)
-
-
-def training(plan: dict[str, Any]) -> dict[str, str]:
-    """How the runs of each pack are trained, for a person: pack -> words."""
-    from lowrank.train.stacks import told
-
-    found = {}
-    for name, pack in plan["packs"].items():
-        specs = [parse(RunSpec, plan["runs"][run]["spec"], f"plan: {run}") for run in pack["members"]]
-        found[name] = told(specs, len(data_card(specs[0].data.card).labels))
-    return found
 
 
 def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> None:

@@ -11,12 +11,13 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lowrank.errors import ConfigError
 from lowrank.files import REPOSITORY, canonical_json, read_json, write_json
+from lowrank.site import site_file
 
 CACHE = Path(".lowrank")
 ENVIRONMENT = "LOWRANK_PLAN"
@@ -29,11 +30,11 @@ _WATCHED_DATA = ("resources/smoke/**/*",)
 def plan_path(scale: str, studies: list[str]) -> Path:
     """Where the plan of these studies at this scale is cached; the name follows from what it depends on."""
     sha = hashlib.sha256(canonical_json({"scale": scale, "studies": studies}).encode())
-    for pattern in (*_WATCHED, *_WATCHED_DATA):
-        for path in sorted(REPOSITORY.glob(pattern)):
-            if path.is_file() and "__pycache__" not in path.parts:
-                sha.update(str(path.relative_to(REPOSITORY)).encode())
-                sha.update(path.read_bytes())
+    watched = [path for pattern in (*_WATCHED, *_WATCHED_DATA) for path in sorted(REPOSITORY.glob(pattern))]
+    for path in (*watched, site_file()):  # the site says how much memory a GPU has
+        if path.is_file() and "__pycache__" not in path.parts:
+            sha.update(str(path).removeprefix(str(REPOSITORY)).encode())
+            sha.update(path.read_bytes())
     return CACHE / f"plan-{sha.hexdigest()[:16]}.json"
 
 
@@ -94,13 +95,8 @@ def write_plan(path: Path, plan: dict[str, Any]) -> None:
         old.unlink(missing_ok=True)
 
 
-def print_plan(plan: dict[str, Any], training: Mapping[str, str]) -> str:
-    """The plan for a person: one line a study, then its packs.
-
-    Args:
-        plan: from `current_plan`.
-        training: pack -> how its runs are trained.
-    """
+def print_plan(plan: dict[str, Any]) -> str:
+    """The plan for a person: one line a study, then its packs and how each one's runs are trained."""
     lines = []
     for name, study in plan["studies"].items():
         packs = [pack for pack in plan["packs"].values() if name in pack["owners"]]
@@ -108,5 +104,24 @@ def print_plan(plan: dict[str, Any], training: Mapping[str, str]) -> str:
         steps = sum(run["steps"] for run in runs)
         size = f"{len(runs)} runs in {len(packs)} packs, {steps} steps"
         lines.append(f"{name} ({plan['scale']}): {size}, about {study['minutes']:g} min")
-        lines += [f"  {pack['name']}: {len(pack['members'])} runs, {training[pack['name']]}" for pack in packs]
+        for pack in packs:
+            how = told([(len(stack["members"]), stack["why"]) for stack in pack["stacks"]])
+            lines.append(f"  {pack['name']}: {len(pack['members'])} runs, {how}")
     return "\n".join(lines)
+
+
+def told(found: Sequence[tuple[int, str]]) -> str:
+    """How runs are trained, for a person: `7 + 7 together (why), 3 one after another (why)`.
+
+    Args:
+        found: of each stack, how many members it has and why.
+    """
+    together = [(size, why) for size, why in found if size > 1]
+    apart = [why for size, why in found if size == 1]
+    parts = []
+    if together:
+        reasons = "; ".join(dict.fromkeys(why for _, why in together))
+        parts.append(f"{' + '.join(str(size) for size, _ in together)} together ({reasons})")
+    if apart:
+        parts.append(f"{len(apart)} one after another ({'; '.join(sorted(set(apart)))})")
+    return ", ".join(parts)

@@ -30,7 +30,7 @@ class Gpu(Strict):
     model: str | None = None
     """As `sinfo -o %G` spells it, such as a100, for `--gpus=<model>:1`; None takes any."""
     memory_gb: PositiveInt = 80
-    """Of one; a pack that needs more is refused when it is planned."""
+    """Of one; decides how many runs of a pack train together."""
     partition: str | None = None
     """For jobs with a GPU."""
     preemptible_partition: str | None = None

@@ -65,7 +65,8 @@ def run_sweep(asked: Sweep, scale: Any, out: Path, threads: int) -> None:
     """
     planner = Planner(scale)
     runs = [planner.add_run(spec, "sweep", keep_weights=True) for spec in specs(asked, scale)]
-    planner.add_packs("sweep", ["lr"], {"test": EvalSpec()}, size=len(runs), mem_mb=0)
+    given = load_study(STUDY).scales[scale]
+    planner.add_packs("sweep", ["lr"], {"test": EvalSpec()}, len(runs), given.mem_mb, gpus=given.gpus)
     plan = planner.plan()
     for card in plan["cards"]:
         jobs.fetch(card)

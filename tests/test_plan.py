@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lowrank import jobs, plan
+from lowrank import plan
 from lowrank.errors import ConfigError
 from lowrank.planning import Planner, make_plan
 from lowrank.spec import EvalSpec, RunSpec
@@ -150,11 +150,31 @@ def test_reading_a_plan_imports_nothing_heavy() -> None:
     assert not {"torch", "numpy", "transformers", "pandas"} & loaded
 
 
+def test_the_plan_holds_which_runs_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the memory of the job holds; on a GPU that is the site's, so another site is another plan."""
+    site = tmp_path / "site.yaml"
+    monkeypatch.setenv("LOWRANK_SITE", str(site))
+
+    def sizes(memory_gb: int, mem_mb: int, gpus: int) -> list[int]:
+        site.write_text(f"gpu: {{memory_gb: {memory_gb}}}\n")
+        planner = Planner("smoke")
+        runs = [planner.add_run(run_spec("lora", lr=lr, dropout=0.0), "s", True) for lr in (1e-2, 1e-3, 1e-4)]
+        planner.add_packs("s", ["lr"], TEST, size=64, mem_mb=mem_mb, gpus=gpus)
+        (pack,) = planner.packs.values()
+        assert sorted(run for stack in pack["stacks"] for run in stack["members"]) == sorted(runs)
+        return [len(stack["members"]) for stack in pack["stacks"]]
+
+    assert sizes(1, 1000, 0) == sizes(1, 1, 1) == [3]
+    assert sizes(1, 1, 0) == [1, 1, 1]
+    before = plan.plan_path("smoke", ["lr_ratio"])
+    site.write_text("gpu: {memory_gb: 16}\n")
+    assert plan.plan_path("smoke", ["lr_ratio"]) != before
+
+
 def test_a_plan_for_a_person() -> None:
     made = two_studies([("a", True)])
     made["studies"] = {"a": {"minutes": 2.0}}
-    training = jobs.training(made)
-    text = plan.print_plan(json.loads(json.dumps(made)), training)
+    text = plan.print_plan(json.loads(json.dumps(made)))
     assert text.startswith("a (smoke): 1 runs in 1 packs, 6 steps, about 2 min\n  lora-")
     assert text.endswith(": 1 runs, 1 one after another (nothing to share)")
 

@@ -115,7 +115,7 @@ def train_together(family: str, stack: StackedChain, size: int) -> list[Tensor]:
         loss = len(own) * mean_loss(stack.attached, inputs)  # the mean over the members, who have equally many units
         penalty = stack.penalty()
         (loss if penalty is None or not penalty.requires_grad else loss + penalty).backward()
-        adamw.step(step)
+        adamw.step()
         stack.after_step(adamw.optimizer, step + 1)
         losses.append(loss.detach())
     return losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lowrank.run_folder import RUNS
 from lowrank.signals import StopFlag
 from lowrank.spec import RunSpec
 from lowrank.train import checkpoint, together
+from lowrank.train import loop as loop_module
 from lowrank.train import pack as pack_module
 from lowrank.train.loop import Loop
 from lowrank.train.pack import train_pack
@@ -121,15 +123,16 @@ def test_a_member_that_diverges_is_frozen_and_marked() -> None:
     assert_like_alone([found[0], found[2]], PACK_50_STEPS)
 
 
-def test_what_is_written_of_a_member() -> None:
-    """As of a run alone, but for its seconds: those of the stack are nobody's own."""
-    found = specs(steps=3)
+def test_what_is_written_of_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a run alone, and of each step that it took together an equal share of the seconds."""
+    clock = itertools.count()  # each look is a second later, so a step takes one
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: float(next(clock)))
+    found = specs(rates=(1e-3, 1e30, 1e-4), steps=25, eval_every=25)
     train_pack(pack_of(*found), StopFlag())
-    for spec in found:
-        facts = check_seal(RUNS / member(spec).run)
-        assert facts["metrics"]["train_time_s"] is None
-        assert facts["stack"]["members"] == 3
-        assert facts["stack"]["train_time_s"] > 0
+    told = [check_seal(RUNS / member(spec).run)["metrics"] for spec in found]
+    assert [facts["trained_together"] for facts in told] == [3, 3, 3]
+    # 20 steps until a loss that is not finite is seen, then 5 that two share.
+    assert [facts["train_time_s"] for facts in told] == [round(20 / 3 + 5 / 2, 3), round(20 / 3, 3), 9.167]
     assert not any(Path("work").iterdir())
 
 

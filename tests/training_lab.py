@@ -15,11 +15,15 @@ from lowrank.data.prepare import prepare
 from lowrank.files import MANIFEST, read_json
 from lowrank.run_folder import HISTORY, RUNS, WEIGHTS
 from lowrank.spec import DataSpec, RunSpec, run_id
+from lowrank.stacks import Room, stacks
 from lowrank.train.history import read_history
 from lowrank.train.pack import Member, Pack
 
 DATA = DataSpec(card="smoke_topics", max_length=16, train_rows=40, validation_rows=16, test_rows=16)
 """40 rows: batches of 16 leave a last one of 8."""
+
+ROOM = Room(10**10)
+"""More memory than anything here needs."""
 
 
 def run_spec(
@@ -63,7 +67,10 @@ def member(spec: RunSpec, code: str = "code") -> Member:
 
 def pack_of(*specs: RunSpec, code: str = "code", **fields: Any) -> Pack:
     """A pack of runs that share the data of the first."""
-    return Pack("pack", tuple(member(spec, code) for spec in specs), prepared(specs[0]), **fields)
+    members = tuple(member(spec, code) for spec in specs)
+    labels = len(data_card(specs[0].data.card).labels)
+    together = tuple(tuple(members[i].run for i in stack.members) for stack in stacks(specs, labels, ROOM))
+    return Pack("pack", members, together, prepared(specs[0]), **fields)
 
 
 def weights(run: str, folder: Path = RUNS) -> dict[str, Tensor]:

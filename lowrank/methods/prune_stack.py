@@ -29,6 +29,7 @@ class StackedPrune:
         """Name -> (K, ...)."""
         self.shapes = [{name: factor.shape for name, factor in member.factors().items()} for member in members]
         self.masks: dict[str, Tensor] = {}
+        self.lambdas: Tensor | None = None
         self.refresh()
         if any(not member.options.regrow for member in members):
             for name, factor in self.factors.items():
@@ -39,9 +40,10 @@ class StackedPrune:
         factors = list(self.factors.values())
         if not any(member.options.l1_lambda for member in self.members):
             return torch.zeros((), device=factors[0].device)
-        weights = factors[0].new_tensor([member.options.l1_lambda for member in self.members])
+        if self.lambdas is None:  # once: a tensor from Python's numbers waits for the device
+            self.lambdas = factors[0].new_tensor([member.options.l1_lambda for member in self.members])
         sums = torch.stack([factor.abs().flatten(1).sum(1) for factor in factors])  # (factors, K)
-        return (sums.sum(0) * weights).sum()
+        return (sums.sum(0) * self.lambdas).sum()
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -49,7 +49,9 @@ DEFINITIONS = {
     "best_val_loss": "Lowest over training of the mean loss on the validation split, in nats per example or token.",
     "last_val_loss": "Mean loss on the validation split after the last step, in nats per example or token.",
     "last_train_loss": "Loss of the last step's batch, in nats per example or token.",
-    "train_time_s": "Wall-clock seconds in training steps; start-up and evaluations are left out.",
+    "train_time_s": "Wall-clock seconds in training steps; start-up and evaluations are left out. Of a step that "
+    "several runs take together, each has an equal share, which is less than the step would take it alone.",
+    "trained_together": "Most runs that took a step together with this one, itself included; 1: it was trained alone.",
     "tokens": "Tokens that entered training, padding left out.",
     "steps": "Optimizer steps.",
     "parameters": "Values of the model with what the method adds; shared ones once, coded ones as what they stand for.",

@@ -21,7 +21,7 @@ from lowrank.spec import TrainSpec
 from lowrank.tasks import Batch, Task, positions
 from lowrank.train.checkpoint import load_optimizer, rng_state, set_rng_state
 from lowrank.train.checks import check_batches
-from lowrank.train.members import totals
+from lowrank.train.members import moved, totals
 from lowrank.train.observer import Watch
 from lowrank.train.schedules import schedule
 from lowrank.train.state import State
@@ -129,8 +129,9 @@ class Loop:
         going = self.going
         if self.evaluation_is_due or (step + 1) % FINITE_CHECK_EVERY == 0:
             self.settle()
+        elapsed = time.perf_counter() - began
         for state in going:
-            state.seconds += time.perf_counter() - began
+            state.share(elapsed, len(going))
 
     def learning_rates(self, step: int) -> list[float]:
         """Each member's, at a step."""
@@ -139,7 +140,7 @@ class Loop:
     def one_step(self, step: int) -> Tensor:
         """One optimizer step over the whole batch, in micro-batches; returns the mean loss: (), in a stack (K,)."""
         micro_batches, units = self.gather(step)
-        micro_batches = [{key: tensor.to(self.device) for key, tensor in batch.items()} for batch in micro_batches]
+        micro_batches = [moved(batch, self.device) for batch in micro_batches]
         whole = totals(units, self.device)
         with self.autocast():
             self.chain.before_step(micro_batches, step)

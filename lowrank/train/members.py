@@ -47,4 +47,19 @@ def sums(losses: Tensor, units: Sequence[int]) -> Tensor:
 def totals(units: Sequence[Sequence[int]], device: torch.device) -> Tensor | int:
     """Each member's units over all micro-batches, at least 1: (K,), or a number for one run."""
     whole = [max(1, sum(own)) for own in zip(*units, strict=True)]
-    return whole[0] if len(whole) == 1 else torch.tensor(whole, device=device)
+    return whole[0] if len(whole) == 1 else _sent(torch.tensor(whole), device)
+
+
+def moved(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """A batch on the device, sent without waiting for what the device is at; a mask that hides nothing is left out.
+
+    transformers reads such a mask in each forward pass to find that it needs none.
+    """
+    mask = batch.get("attention_mask")
+    needless = mask is not None and bool(mask.all())
+    return {key: _sent(tensor, device) for key, tensor in batch.items() if not (needless and key == "attention_mask")}
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    # From pageable memory a copy waits for all that the device was told before.
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

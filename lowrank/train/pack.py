@@ -18,7 +18,7 @@ import torch
 from lowrank.console import announce, say
 from lowrank.data.loader import open_splits
 from lowrank.files import MANIFEST, drop_leftovers, read_json, replacing_folder, seal, write_json
-from lowrank.measure import counts, weight_norms
+from lowrank.measure import counts, let_go, weight_norms
 from lowrank.provenance import provenance
 from lowrank.run_folder import HISTORY, OBSERVED, RUNS, SPEC, WEIGHTS, WORK, finished, holding
 from lowrank.signals import StopFlag
@@ -27,7 +27,6 @@ from lowrank.train import checkpoint
 from lowrank.train.events import write_events
 from lowrank.train.fitting import train_fitting
 from lowrank.train.history import write_history
-from lowrank.train.stacks import stacks
 from lowrank.train.state import State
 from lowrank.train.together import Member, Trained, resumed
 
@@ -41,7 +40,8 @@ class Pack:
 
     Attributes:
         name: its id, which the manifests of the members name.
-        members: in the order in which they are trained.
+        members: in the order in which they are named.
+        stacks: their ids, those that train together side by side, in the order in which they are trained.
         prepared: folder of the prepared data.
         keep_weights: whether `weights.safetensors` is written.
         scores: files that `after` writes into each run's folder.
@@ -52,6 +52,7 @@ class Pack:
 
     name: str
     members: tuple[Member, ...]
+    stacks: tuple[tuple[str, ...], ...]
     prepared: Path
     keep_weights: bool = True
     scores: tuple[str, ...] = ()
@@ -70,7 +71,7 @@ After = Callable[[Member, Trained, Path], None]
 
 
 def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
-    """Trains every member that is not finished: together where they can be stacked, else one after another.
+    """Trains every member that is not finished: one stack after another.
 
     Args:
         pack: the members.
@@ -83,19 +84,19 @@ def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
     """
     torch.set_num_threads(pack.threads)
     place = {member.run: f"{index}/{len(pack.members)} {member.run}" for index, member in enumerate(pack.members, 1)}
-    waiting = []
+    waiting = {member.run: member for member in pack.members if not pack.is_finished(member)}
     for member in pack.members:
-        if pack.is_finished(member):
+        if member.run not in waiting:
             say(f"{place[member.run]}: finished before")
-        else:
-            waiting.append(member)
     labels = len(read_json(pack.prepared / MANIFEST).get("labels") or []) if waiting else 0
-    for stack in stacks([member.spec for member in waiting], labels):
-        stop.check(f"{sum(map(pack.is_finished, pack.members))} of {len(pack.members)} runs are finished")
+    for stack in pack.stacks:
+        members = [waiting[run] for run in stack if run in waiting]
+        if not members:
+            continue
+        stop.check(f"{len(pack.members) - len(waiting)} of {len(pack.members)} runs are finished")
         with contextlib.ExitStack() as held:
-            for index in stack.members:
-                held.enter_context(holding(waiting[index].run, pack.work))
-            members = [waiting[index] for index in stack.members]
+            for member in members:
+                held.enter_context(holding(member.run, pack.work))
             members = [member for member in members if not pack.is_finished(member)]  # by who held it until now
             for together, saved in resumed(members, pack.work):
                 data = together[0].spec.data
@@ -105,6 +106,10 @@ def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
                     _publish(pack, member, trained, after)
                     shutil.rmtree(pack.work / member.run, ignore_errors=True)
                     announce(f"{place[member.run]}: {_summary(trained.state)}")
+        for run in stack:
+            waiting.pop(run, None)
+        if len(stack) > 1:
+            let_go()  # models refer to themselves: the next stack would come on top of this one
 
 
 def _publish(pack: Pack, member: Member, trained: Trained, after: After | None) -> None:
@@ -126,7 +131,7 @@ def _publish(pack: Pack, member: Member, trained: Trained, after: After | None) 
 
 
 def _manifest(pack: Pack, member: Member, trained: Trained) -> dict[str, Any]:
-    state, together = trained.state, trained.members > 1
+    state = trained.state
     evaluated = [row for row in state.history if row.get("val_loss") is not None]
     ok = state.status == "ok"
     return {
@@ -141,13 +146,12 @@ def _manifest(pack: Pack, member: Member, trained: Trained) -> dict[str, Any]:
             "last_val_loss": evaluated[-1]["val_loss"] if evaluated and ok else None,
             "last_train_loss": state.history[-1].get("train_loss") if state.history else None,
             "mean_train_loss": _mean([row.get("train_loss") for row in state.history]),
-            # The seconds of a stack are nobody's own: a member has none.
-            "train_time_s": None if together else round(state.seconds, 3),
+            "train_time_s": round(state.seconds, 3),
+            "trained_together": state.together,
             "tokens": state.tokens,
             **({} if state.unfit else counts(trained.model)),
             **(weight_norms(trained.model, trained.base) if ok else {}),
         },
-        "stack": {"members": trained.members, "train_time_s": round(state.seconds, 3)} if together else None,
         "cut": None if state.cut is None else {"micro_batch_size": state.cut, "because": "out of memory"},
         "provenance": {**provenance(), "threads": pack.threads},
     }

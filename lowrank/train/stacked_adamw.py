@@ -17,8 +17,8 @@ class StackedAdamW:
 
     u_k = -m_k / (sqrt(v_k) + eps), bias-corrected,   w_k <- (1 - lr_k wd_k) w_k + lr_k u_k
 
-    u comes from torch's fused AdamW at learning rate 1. Nothing waits for the device, and nothing loops over
-    members or tensors.
+    u comes from torch's fused AdamW at learning rate 1. Nothing waits for the device, nothing loops over members or
+    tensors, and where a step stands is read on the device: each step is the same calls, as a CUDA graph asks for.
 
     Args:
         parameters: name -> (K, ...); they are moved into the matrix.
@@ -38,6 +38,7 @@ class StackedAdamW:
         factors = torch.tensor(self.factors, dtype=torch.float64)
         lrs = torch.tensor([train.lr for train in trains], dtype=torch.float64).unsqueeze(1) * factors
         decays = lrs * torch.tensor([train.weight_decay for train in trains], dtype=torch.float64).unsqueeze(1)
+        self.taken = torch.zeros(1, dtype=torch.int64, device=device)
         # (steps, K, 1) on the device, so that a step copies nothing there.
         self.lrs = lrs.t().unsqueeze(-1).to(device)
         self.shrinks = (1 - decays).t().unsqueeze(-1).to(device) if decays.any() else None
@@ -45,12 +46,8 @@ class StackedAdamW:
         self.limits = torch.tensor(limits, dtype=torch.float64, device=device) if min(limits) < torch.inf else None
 
     @torch.no_grad()
-    def step(self, step: int) -> None:
-        """Clips each member's gradient, moves its weights, and clears the gradients.
-
-        Args:
-            step: optimizer steps taken before this one.
-        """
+    def step(self) -> None:
+        """Clips each member's gradient, moves its weights, and clears the gradients."""
         for slab in self.slabs:
             slab.take_gradients()
         if self.limits is not None:
@@ -58,8 +55,11 @@ class StackedAdamW:
             factor = (self.limits / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1)
             for slab in self.slabs:
                 slab.grad.mul_(factor.to(slab.exact))
+        lr = self.lrs.index_select(0, self.taken).squeeze(0)
+        shrink = None if self.shrinks is None else self.shrinks.index_select(0, self.taken).squeeze(0)
         for slab in self.slabs:
-            slab.move(self.lrs[step], None if self.shrinks is None else self.shrinks[step])
+            slab.move(lr, shrink)
+        self.taken += 1
 
     @torch.no_grad()
     def freeze(self, member: int) -> None:
@@ -84,6 +84,7 @@ class StackedAdamW:
 
     def resume(self, steps: int) -> None:
         """Sets how many steps were taken; the moments are to be filled by the caller."""
+        self.taken.fill_(steps)
         for slab in self.slabs:
             slab.inner.state[slab.update]["step"].fill_(steps)
 
@@ -106,7 +107,13 @@ class _Slab:
                 view.copy_(parameters[name])
                 parameters[name].data = view
         self.inner = torch.optim.AdamW(
-            [self.update], lr=1.0, betas=train.betas, eps=train.eps, weight_decay=0.0, fused=True
+            [self.update],
+            lr=1.0,
+            betas=train.betas,
+            eps=train.eps,
+            weight_decay=0.0,
+            fused=True,
+            capturable=first.is_cuda,
         )
         state = self.inner.state[self.update]
         state["step"] = torch.zeros((), dtype=torch.float32, device=self.weight.device)

@@ -61,12 +61,14 @@ class StackedLoop(Loop):
         cut = self.train.micro_batch_size or size
         seeds = {spec.seed for spec in self.specs}
         by_seed = {seed: list(self.batches.training_batch(seed, step, size, cut)) for seed in seeds}
-        own = [by_seed[spec.seed] for spec in self.specs]
-        for state, batches in zip(self.states, own, strict=True):
-            state.tokens += sum(map(positions, batches)) if state.diverged_at is None else 0
-        side_by_side = list(zip(*own, strict=True))
-        units = [tuple(self.task.units(batch) for batch in batches) for batches in side_by_side]
-        return [join(batches, self.batches.pad_id) for batches in side_by_side], units
+        counted = {
+            seed: (sum(map(positions, own)), [self.task.units(batch) for batch in own]) for seed, own in by_seed.items()
+        }
+        for state, spec in zip(self.states, self.specs, strict=True):
+            state.tokens += counted[spec.seed][0] if state.diverged_at is None else 0
+        side_by_side = zip(*(by_seed[spec.seed] for spec in self.specs), strict=True)
+        units = zip(*(counted[spec.seed][1] for spec in self.specs), strict=True)
+        return [join(batches, self.batches.pad_id) for batches in side_by_side], list(units)
 
     def losses(self, batch: Batch, units: tuple[int, ...]) -> Tensor:
         """Each member's sum of unit losses (K,)."""
@@ -74,7 +76,7 @@ class StackedLoop(Loop):
 
     def update(self, step: int) -> None:
         """Moves the weights of all members."""
-        self.adamw.step(step)
+        self.adamw.step()
         self.chain.after_step(self.adamw.optimizer, step + 1)
 
     def learning_rates(self, step: int) -> list[float]:

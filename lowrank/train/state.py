@@ -18,7 +18,9 @@ class State:
 
     step: int = 0
     seconds: float = 0.0
-    """Training only: evaluation and checkpoints are not counted."""
+    """Training only: evaluation and checkpoints are not counted. Of a step that runs take together, an equal share."""
+    together: int = 1
+    """Most runs that took a step together with this one, itself included."""
     tokens: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row per step: step, epoch, lr, train_loss; val_loss and val_accuracy where they were taken."""
@@ -43,6 +45,11 @@ class State:
     def status(self) -> str:
         """How the run ended."""
         return "failed" if self.unfit else "ok" if self.diverged_at is None else "diverged"
+
+    def share(self, seconds: float, runs: int) -> None:
+        """Counts this run's share of a step that so many runs took together."""
+        self.seconds += seconds / runs
+        self.together = max(self.together, runs)
 
     def record(self, losses: list[float]) -> None:
         """Writes the losses of the last steps into the history, up to the first that is not finite."""

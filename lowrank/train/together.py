@@ -67,14 +67,12 @@ class Trained:
         chain: the method.
         state: course and end of the run.
         base: trunk weights before training; None where they would take too much memory.
-        members: how many runs were trained together; `state.seconds` is theirs.
     """
 
     model: nn.Module
     chain: Chain
     state: State
     base: dict[str, Tensor] | None
-    members: int = 1
 
 
 def resumed(members: Sequence[Member], work: Path) -> list[tuple[list[Member], list[Saved | None]]]:
@@ -160,7 +158,7 @@ def train_members(
         state = loop.states[index]
         chain.load_changed(state.best_weights or loop.weights(index))
         chain.load_state_dict(stack.members[index].state_dict())
-        yield Trained(chain.attached, chain, state, base, len(members))
+        yield Trained(chain.attached, chain, state, base)
 
 
 def _attached(spec: RunSpec, labels: int, device: torch.device) -> tuple[dict[str, Tensor] | None, Chain]:
@@ -186,7 +184,7 @@ def _stack(members: Sequence[Member], saved: Sequence[Saved | None], labels: int
 
 def _run(loop: Loop, members: Sequence[Member], stop: StopFlag, work: Path, save_every_s: float) -> None:
     """Trains to the end; saves now and then, and where it is asked to stop."""
-    seconds: Callable[[], float] = lambda: max(state.seconds for state in loop.states)  # noqa: E731
+    seconds: Callable[[], float] = lambda: sum(state.seconds for state in loop.states)  # noqa: E731
     last_saved = seconds()
 
     def save(loop: Loop) -> None:

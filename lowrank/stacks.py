@@ -1,15 +1,17 @@
-"""Which runs of a pack train together: those that differ in no more than members of a stack may."""
+"""Which runs of a pack train together: those that differ in no more than members of a stack may, as many as pay."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from lowrank.cards import data_card, model_card
+from lowrank.cards import model_card
 from lowrank.errors import ConfigError
 from lowrank.files import canonical_json
+from lowrank.footprint import GB, Footprint, footprint, tokens_a_row
 from lowrank.methods.chain import Chain
 from lowrank.methods.stacked_chain import StackedChain
 from lowrank.models.load import skeleton
@@ -29,25 +31,34 @@ RANK_FACTOR = 4
 """Ranks are filled up to the largest of a stack, which is at most so many times the smallest."""
 
 
+class Room(NamedTuple):
+    """What a job is given."""
+
+    memory: int
+    """Bytes: of a GPU where the job has one, else of the machine."""
+    gpu: bool = False
+
+
 @dataclass(frozen=True)
 class Stack:
     """Runs that train together, or one that trains alone.
 
     Attributes:
         members: places in the sequence that was asked about.
-        why: why its runs train one after another; None where they can train together.
+        why: why it holds so many, or why its run trains alone.
     """
 
     members: tuple[int, ...]
-    why: str | None = None
+    why: str
 
 
-def stacks(specs: Sequence[RunSpec], labels: int) -> list[Stack]:
-    """Cuts runs into stacks, so that training them together is never slower than one after another.
+def stacks(specs: Sequence[RunSpec], labels: int, room: Room) -> list[Stack]:
+    """Cuts runs into stacks that fit into memory and are never slower than their runs one after another.
 
     Args:
         specs: of the runs.
         labels: classes of their data.
+        room: of the job that trains them.
     """
     alike: dict[str, list[int]] = {}
     for index, spec in enumerate(specs):
@@ -59,20 +70,8 @@ def stacks(specs: Sequence[RunSpec], labels: int) -> list[Stack]:
             found += [Stack((place,), why) for place in places]
             continue
         for own in _of_like_rank(places, specs):
-            found += [Stack(tuple(sorted(chunk))) for chunk in _even(own, members_at_once(specs[places[0]]))]
+            found += _cut(own, specs[own[-1]], labels, room)
     return sorted(found, key=lambda stack: stack.members)
-
-
-def told(specs: Sequence[RunSpec], labels: int) -> str:
-    """How runs will be trained, for a person: `14 + 7 together`, `3 one after another (why)`."""
-    found = stacks(specs, labels)
-    sizes = [len(stack.members) for stack in found]
-    together = [str(size) for size in sizes if size > 1]
-    parts = [f"{' + '.join(together)} together"] if together else []
-    reasons = {stack.why or "a step is large enough alone" for stack in found if len(stack.members) == 1}
-    if reasons:
-        parts.append(f"{sizes.count(1)} one after another ({'; '.join(sorted(reasons))})")
-    return ", ".join(parts)
 
 
 def refusal(spec: RunSpec, labels: int) -> str | None:
@@ -82,24 +81,20 @@ def refusal(spec: RunSpec, labels: int) -> str | None:
     if spec.train.observe:
         return f"observers look at one run: {', '.join(spec.train.observe)}"
     plain = spec.dump()
-    return _refusal(canonical_json([plain["model"], plain["chain"], spec.task]), _Asked(spec, labels))
+    return _refusal(_Asked(canonical_json([plain["model"], plain["chain"], spec.task, labels]), labels, spec))
 
 
+@dataclass(frozen=True)
 class _Asked:
-    """An argument that the cache does not compare: the question's text says it all."""
+    """A question that a cache knows again by its text."""
 
-    def __init__(self, spec: RunSpec, labels: int) -> None:
-        self.spec, self.labels = spec, labels
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked) and other.labels == self.labels
-
-    def __hash__(self) -> int:
-        return hash(self.labels)
+    text: str
+    labels: int
+    spec: RunSpec = field(compare=False)
 
 
 @functools.lru_cache(maxsize=256)
-def _refusal(question: str, asked: _Asked) -> str | None:
+def _refusal(asked: _Asked) -> str | None:
     spec = asked.spec
     chains = [Chain.build(spec.chain).attach(skeleton(spec.model, spec.task, asked.labels)) for _ in range(2)]
     try:
@@ -107,6 +102,11 @@ def _refusal(question: str, asked: _Asked) -> str | None:
     except ConfigError as error:
         return str(error)
     return None
+
+
+@functools.lru_cache(maxsize=256)
+def _footprint(asked: _Asked) -> Footprint:
+    return footprint(asked.spec, asked.labels)
 
 
 def _shared(spec: RunSpec) -> str:
@@ -126,15 +126,8 @@ def _ranks(spec: RunSpec) -> list[int]:
     return [rank for options in spec.chain if (rank := getattr(options, "rank", None)) is not None]
 
 
-def _even(places: list[int], size: int) -> list[list[int]]:
-    """Chunks of at most `size`, as even as can be, so that none is left with one."""
-    count = -(-len(places) // size)
-    bounds = [len(places) * index // count for index in range(count + 1)]
-    return [places[start:end] for start, end in itertools.pairwise(bounds)]
-
-
 def _of_like_rank(places: list[int], specs: Sequence[RunSpec]) -> list[list[int]]:
-    """The same places by rank, cut where filling up would cost more than it saves."""
+    """The same places by rank, the largest last, cut where filling up would cost more than it saves."""
     groups: list[list[int]] = []
     for place in sorted(places, key=lambda place: _ranks(specs[place])):
         ranks = zip(_ranks(specs[place]), _ranks(specs[groups[-1][0]]) if groups else (), strict=False)
@@ -144,17 +137,42 @@ def _of_like_rank(places: list[int], specs: Sequence[RunSpec]) -> list[list[int]
     return groups
 
 
-def members_at_once(spec: RunSpec) -> int:
-    """How many runs like this one are best trained together: 1 where a step is large enough by itself."""
-    rows = spec.train.micro_batch_size or spec.train.batch_size
-    return max(1, min(MOST, TOKENS_AT_ONCE // (rows * _tokens_a_row(spec))))
+def _cut(places: list[int], largest: RunSpec, labels: int, room: Room) -> list[Stack]:
+    """Stacks of runs that can be stacked, as large as pays and fits, and as even as can be."""
+    if len(places) == 1:
+        return [Stack((places[0],), "no other of like rank")]
+    size, why = members_at_once(largest, labels, room)
+    count = -(-len(places) // size)
+    bounds = [len(places) * index // count for index in range(count + 1)]
+    chunks = [tuple(sorted(places[start:end])) for start, end in itertools.pairwise(bounds)]
+    if size == 1:
+        return [Stack(chunk, why) for chunk in chunks]
+    most = max(map(len, chunks))
+    needed = f"{_foot(largest, labels).together(most) / GB:.1f} of {room.memory / GB:.1f} GB predicted"
+    limit = f", at most {size}: {why}" if count > 1 else ""
+    return [Stack(chunk, f"{needed}{limit}" if len(chunk) > 1 else f"one is left over{limit}") for chunk in chunks]
 
 
-def _tokens_a_row(spec: RunSpec) -> int:
-    """At most."""
-    image = data_card(spec.data.card).image
-    if image is None:
-        return spec.data.max_length
-    height, width = (spec.data.image_size or side for side in (image.height, image.width))
-    patch = int(str(model_card(spec.model.card).config.get("patch_size", 16)))
-    return (height // patch) * (width // patch) + 1
+def members_at_once(spec: RunSpec, labels: int, room: Room) -> tuple[int, str]:
+    """How many runs like this one are best trained together, and what sets that limit.
+
+    On a CPU a step that keeps a core busy gains nothing from company, so its tokens are bounded; on a GPU only memory
+    is. Both as `docs/decisions.md` has it.
+    """
+    limits = [(MOST, f"{MOST} are the most")]
+    if not room.gpu:
+        tokens = (spec.train.micro_batch_size or spec.train.batch_size) * tokens_a_row(spec)
+        limits.append((TOKENS_AT_ONCE // tokens, f"a step of {tokens} tokens each, {TOKENS_AT_ONCE} keep a core busy"))
+    if min(limits)[0] > 1:  # else what it would need does not matter
+        foot = _foot(spec, labels)
+        fits = foot.members(room.memory)
+        limits.append((fits, f"{foot.member / GB:.2f} GB each on {foot.shared / GB:.2f} GB"))
+    size, why = min(limits)
+    return max(1, size), why
+
+
+def _foot(spec: RunSpec, labels: int) -> Footprint:
+    plain, train = spec.dump(), spec.train
+    sizes = [train.micro_batch_size or train.batch_size, train.precision, tokens_a_row(spec)]
+    asked = canonical_json([plain["model"], plain["chain"], spec.task, labels, spec.data.image_size, *sizes])
+    return _footprint(_Asked(asked, labels, spec))
