@@ -57,7 +57,8 @@ def footprint(spec: RunSpec, labels: int) -> Footprint:
     found = predict_step(
         lambda: skeleton(spec.model, spec.task, labels), spec.chain, _batch(spec, rows), precision=spec.train.precision
     )
-    trained, kept = found.gradient_bytes, found.saved_activation_bytes
+    trained = found.gradient_bytes
+    kept = found.saved_activation_bytes + found.recomputed_activation_bytes
     # An evaluation keeps nothing for a backward pass; what it holds at once is less than a step of so many rows keeps.
     evaluation = kept * EVAL_BATCH_SIZE // rows
     return Footprint(START + BASES * (found.parameter_bytes - trained) + evaluation, COPIES * trained + kept)

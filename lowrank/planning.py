@@ -16,10 +16,9 @@ from lowrank.grouping import alike, digest, joint
 from lowrank.needs import add_needs
 from lowrank.registry import protocol
 from lowrank.report.views import parse_views
-from lowrank.site import read_site
 from lowrank.sources import TrainedSource
 from lowrank.spec import HASH_DIGITS, DataSpec, EvalSpec, RunSpec, eval_id, run_id
-from lowrank.stacks import Room, stacks
+from lowrank.stacks import Room, planned
 from lowrank.strict import parse
 from lowrank.study import evaluations, load_study, points
 from lowrank.train.checks import Checks
@@ -45,7 +44,6 @@ class Planner:
         # Hundreds of runs share a few cards and chains.
         self._data_card, self._model_card = functools.cache(data_card), functools.cache(model_card)
         self._checks = Checks()
-        self._gpu_memory = read_site().gpu.memory_gb * 10**9
         self._digests: dict[str, dict[str, str]] = {}
 
     def plan(self) -> dict[str, Any]:
@@ -90,8 +88,9 @@ class Planner:
             for label, wanted in study.evaluations.items()
             if wanted.arms
         }
-        evaluated = evaluations(study, self.scale)
-        self.add_packs(name, study.pack, evaluated, scale.pack_size, scale.mem_mb, only, gpus=scale.gpus)
+        self.add_packs(
+            name, study.pack, evaluations(study, self.scale), scale.pack_size, scale.mem_mb, only, scale.gpus
+        )
 
     def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
         """Adds a run, and the runs that its base model comes from; returns its id.
@@ -151,12 +150,11 @@ class Planner:
             gpus: what a pack's job gets; with one, its memory decides how many runs train together.
         """
         only = only or {}
-        room = Room(self._gpu_memory, gpu=True) if gpus else Room(mem_mb * 2**20)
         free = {run: entry for run, entry in self.runs.items() if owner in entry["owners"] and "pack" not in entry}
         for key, runs in alike(free, set(axes), only).items():
             digest = hashlib.sha256(key.encode()).hexdigest()[:HASH_DIGITS]
             for index in range(0, len(runs), size):
-                self._add_pack(f"{digest}-{index // size}", runs[index : index + size], mem_mb, room)
+                self._add_pack(f"{digest}-{index // size}", runs[index : index + size], mem_mb, gpus)
         for pack in self.packs.values():
             if any(owner in self.runs[run]["owners"] for run in pack["members"]):
                 pack["owners"].append(owner)
@@ -166,20 +164,18 @@ class Planner:
                         pack["evaluations"] |= self._add_evaluation(owner, label, spec, model, pack["data"])
                 self._mark_code(pack)
 
-    def _add_pack(self, digest: str, members: list[str], mem_mb: int, room: Room) -> None:
+    def _add_pack(self, digest: str, members: list[str], mem_mb: int, gpus: int) -> None:
         first = self.runs[members[0]]
-        specs = [parse(RunSpec, self.runs[run]["spec"], run) for run in members]
-        together = stacks(specs, len(self._data_card(specs[0].data.card).labels), room)
+        specs = {run: parse(RunSpec, self.runs[run]["spec"], run) for run in members}
         chains = {".".join(entry["part"] for entry in self.runs[run]["spec"]["chain"]) for run in members}
         name = f"{chains.pop() if len(chains) == 1 else 'several'}-{digest}"
         for run in members:
             self.runs[run]["pack"] = name
-        shared = ("data", "cards", "keep_weights")
         self.packs[name] = {
             "name": name,
             "members": members,
-            "stacks": [{"members": [members[i] for i in stack.members], "why": stack.why} for stack in together],
-            **{key: first[key] for key in shared},
+            "stacks": planned(specs, Room.of(mem_mb, gpus)),
+            **{key: first[key] for key in ("data", "cards", "keep_weights")},
             **{key: joint([self.runs[run][key] for run in members]) for key in ("code", "evaluate_code")},
             "evaluations": {},
             "steps": sum(self.runs[run]["steps"] for run in members),

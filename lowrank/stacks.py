@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from lowrank.cards import model_card
+from lowrank.cards import data_card, model_card
 from lowrank.errors import ConfigError
 from lowrank.files import canonical_json
 from lowrank.footprint import GB, Footprint, footprint, tokens_a_row
@@ -16,6 +16,7 @@ from lowrank.methods.chain import Chain
 from lowrank.methods.stacked_chain import StackedChain
 from lowrank.models.load import skeleton
 from lowrank.registry import part
+from lowrank.site import read_site
 from lowrank.spec import RunSpec
 
 VARIES = frozenset({"lr", "weight_decay", "schedule", "warmup_steps", "min_lr_fraction", "cycle_steps", "clip_norm"})
@@ -38,6 +39,11 @@ class Room(NamedTuple):
     """Bytes: of a GPU where the job has one, else of the machine."""
     gpu: bool = False
 
+    @classmethod
+    def of(cls, mem_mb: int, gpus: int) -> Room:
+        """That of a job which asks for so much; a GPU is as large as the site says."""
+        return cls(read_site().gpu.memory_gb * GB, gpu=True) if gpus else cls(mem_mb * 2**20)
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -50,6 +56,13 @@ class Stack:
 
     members: tuple[int, ...]
     why: str
+
+
+def planned(specs: Mapping[str, RunSpec], room: Room) -> list[dict[str, Any]]:
+    """The stacks of a pack, in the form of the plan: `members`, their ids, and `why`."""
+    runs, own = list(specs), list(specs.values())
+    found = stacks(own, len(data_card(own[0].data.card).labels), room)
+    return [{"members": [runs[place] for place in stack.members], "why": stack.why} for stack in found]
 
 
 def stacks(specs: Sequence[RunSpec], labels: int, room: Room) -> list[Stack]:
