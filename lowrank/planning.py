@@ -81,16 +81,14 @@ class Planner:
     def pack_study(self, name: str) -> None:
         """Groups a study's runs into packs; to be called when all studies are added, since they share runs."""
         study = load_study(name)
-        scale = study.scales[self.scale]
-        rows = self.studies[name]["runs"]
+        here = study.scales[self.scale]
         only = {
-            label: {row["run"] for row in rows if row["arm"] in wanted.arms}
+            label: {row["run"] for row in self.studies[name]["runs"] if row["arm"] in wanted.arms}
             for label, wanted in study.evaluations.items()
             if wanted.arms
         }
-        self.add_packs(
-            name, study.pack, evaluations(study, self.scale), scale.pack_size, scale.mem_mb, only, scale.gpus
-        )
+        asked = evaluations(study, self.scale)
+        self.add_packs(name, study.pack, asked, here.pack_size, here.mem_mb, only, here.gpus)
 
     def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
         """Adds a run, and the runs that its base model comes from; returns its id.
@@ -167,7 +165,7 @@ class Planner:
     def _add_pack(self, digest: str, members: list[str], mem_mb: int, gpus: int) -> None:
         first = self.runs[members[0]]
         specs = {run: parse(RunSpec, self.runs[run]["spec"], run) for run in members}
-        chains = {".".join(entry["part"] for entry in self.runs[run]["spec"]["chain"]) for run in members}
+        chains = {".".join(options.part for options in spec.chain) for spec in specs.values()}
         name = f"{chains.pop() if len(chains) == 1 else 'several'}-{digest}"
         for run in members:
             self.runs[run]["pack"] = name
