@@ -16,10 +16,10 @@ from typing import Literal
 
 from lowrank.cards import card_names, data_card, model_card
 from lowrank.errors import LowrankError
-from lowrank.files import REPOSITORY, read_yaml
+from lowrank.files import MANIFEST, REPOSITORY, read_json, read_yaml
 from lowrank.run_folder import WORK, holding
 from lowrank.settings import read_settings
-from lowrank.site import read_site
+from lowrank.site import EXAMPLE, read_site, site_file
 from lowrank.sources import HubSource
 from lowrank.verify import runs
 
@@ -116,9 +116,10 @@ def _snakemake() -> Iterator[Finding]:
     if locks and others:
         yield Finding("note", f"Snakemake runs here already, as process {', '.join(others)}; it holds the lock")
     elif locks:
-        yield Finding("fault", "a Snakemake that was killed left its lock", "snakemake --unlock")
-    marks = [path for path in (SNAKEMAKE / "incomplete").glob("*") if path.is_file()]
-    names = sorted(_decoded(path.name) for path in marks)
+        what = "a Snakemake that was killed left its lock: none runs in this folder, on this machine"
+        yield Finding("fault", what, "snakemake --unlock")
+    incomplete = SNAKEMAKE / "incomplete"
+    names = sorted(_decoded(path.relative_to(incomplete)) for path in incomplete.rglob("*") if path.is_file())
     if names and not others:
         shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
         what = f"{len(names)} outputs were being made when Snakemake was killed: {shown}"
@@ -139,12 +140,12 @@ def _other_snakemakes() -> list[str]:
     return found
 
 
-def _decoded(name: str) -> str:
-    """Snakemake spells the path of an output in base 64."""
+def _decoded(mark: Path) -> str:
+    """The output that a mark of Snakemake is for: its path in base 64, a long one in pieces that begin with an @."""
     try:
-        return base64.b64decode(name).decode()
+        return base64.urlsafe_b64decode("".join(part.removeprefix("@") for part in mark.parts)).decode()
     except ValueError:
-        return name
+        return str(mark)
 
 
 def _unfinished() -> Iterator[Finding]:
@@ -164,6 +165,8 @@ def _results() -> Iterator[Finding]:
     for folder, fault in found:
         if fault is not None:
             yield Finding("fault", fault.why, f"lowrank rerun {folder.name}")
+        elif (manifest := read_json(folder / MANIFEST)).get("status") == "failed":
+            yield Finding("note", f"{folder.name} failed: {manifest['cause']}", f"lowrank rerun {folder.name}")
     if found and not any(fault for _, fault in found):
         yield Finding("ok", f"{len(found)} runs are whole; `lowrank verify` looks at everything")
 
@@ -188,6 +191,9 @@ def _scheduler() -> Iterator[Finding]:
         answers = False
     if answers:
         yield Finding("ok", "SLURM's controller answers")
+        if not site_file().is_file():
+            what = "no site.yaml names this cluster's account and partitions; jobs get SLURM's own defaults"
+            yield Finding("note", what, f"cp {EXAMPLE} site.yaml, then edit it; docs/cluster.md explains its keys")
     else:
         what = (
             "SLURM is installed, but its controller does not answer; every call of Snakemake waits ten seconds for it"

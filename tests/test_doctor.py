@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from snakemake.persistence.file import FilePersistence
 
 from lowrank import doctor
 from lowrank.files import locked, seal, write_text
@@ -32,7 +33,9 @@ def test_nothing_stands_in_the_way_of_a_fresh_folder() -> None:
 
 def test_a_lock_of_a_killed_snakemake() -> None:
     write_text(Path(".snakemake/locks/0.input.lock"), "")
-    assert faults() == {"a Snakemake that was killed left its lock": "snakemake --unlock"}
+    ((what, remedy),) = faults().items()
+    assert what.startswith("a Snakemake that was killed left its lock")
+    assert remedy == "snakemake --unlock"
     assert doctor.report() == 1
 
 
@@ -43,11 +46,13 @@ def test_a_snakemake_that_lives_holds_its_lock(monkeypatch: pytest.MonkeyPatch) 
     assert "Snakemake runs here already, as process 12; it holds the lock" in notes()
 
 
-def test_outputs_that_were_being_made() -> None:
-    marker = base64.b64encode(b"results/runs/a/manifest.json").decode()
-    write_text(Path(".snakemake/incomplete") / marker, "")
+@pytest.mark.parametrize("output", ["results/runs/a/manifest.json", "results/" + "a-long-name?>/" * 30])
+def test_outputs_that_were_being_made(output: str) -> None:
+    """Marks as Snakemake itself leaves them."""
+    spelt = FilePersistence._record_path(SimpleNamespace(_fetch_max_len=lambda folder: 255), "", output)
+    write_text(Path(".snakemake/incomplete") / spelt, "")
     ((what, remedy),) = faults().items()
-    assert what == "1 outputs were being made when Snakemake was killed: results/runs/a/manifest.json"
+    assert what == f"1 outputs were being made when Snakemake was killed: {output}"
     assert "--rerun-incomplete" in remedy
 
 
@@ -65,6 +70,41 @@ def test_a_damaged_run() -> None:
     ((what, remedy),) = faults().items()
     assert "spec.json: sha256 is" in what
     assert remedy == "lowrank rerun lora-s0-1"
+
+
+def test_a_run_that_did_not_fit() -> None:
+    write_text(Path("results/runs/lora-s0-1/spec.json"), "{}")
+    seal(Path("results/runs/lora-s0-1"), {"status": "failed", "cause": "out of memory after step 0"})
+    (found,) = [found for found in doctor.examine() if "failed" in found.what]
+    assert (found.level, found.what) == ("note", "lora-s0-1 failed: out of memory after step 0")
+    assert found.remedy == "lowrank rerun lora-s0-1"
+
+
+def test_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    (found,) = [found for found in doctor.examine() if "token" in found.what]
+    assert found.remedy == "export HF_TOKEN=..."
+    monkeypatch.setenv("HF_TOKEN", "x")
+    assert not [found for found in doctor.examine() if "token" in found.what]
+
+
+@pytest.mark.parametrize(
+    ("printed", "level", "what"),
+    [
+        ("Slurmctld(primary) at a is UP", "note", "no site.yaml names this cluster's account and partitions"),
+        ("Slurmctld(primary) at a is DOWN", "note", "its controller does not answer"),
+    ],
+)
+def test_a_scheduler(printed: str, level: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name, **_: "/usr/bin/" + name)
+    scontrol = tmp_path / "bin" / "scontrol"
+    write_text(scontrol, f"#!/bin/sh\necho '{printed}'\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(doctor, "site_file", lambda: tmp_path / "site.yaml")
+    (found,) = [found for found in doctor.examine() if what in found.what]
+    assert (found.level, bool(found.remedy)) == (level, True)
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
