@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,15 @@ def test_profiles_resolve_from_the_root_and_name_the_scale(profile: str) -> None
     assert config["scale"] == "paper"
     assert Settings(**config).preemptible == (profile != "slurm")
     assert not {"set-resources", "default-resources"} & set(told), "one on the command line would replace them whole"
+
+
+def test_only_the_profiles_try_again() -> None:
+    """A rule's own `retries:` would repeat inside the same allocation, with the same memory and time."""
+    workflow = PROFILES.parent
+    rules = [workflow / "Snakefile", *(workflow / "rules").glob("*.smk")]
+    assert not [file for file in rules if re.search(r"^\s*retries\s*:", file.read_text(), re.MULTILINE)]
+    for name in ("slurm", "slurm-preemptible"):
+        assert yaml.safe_load((PROFILES / name / "profile.v9+.yaml").read_text())["retries"] >= 3
 
 
 def test_what_the_commands_print_is_read() -> None:

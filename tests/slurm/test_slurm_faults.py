@@ -1,7 +1,7 @@
 """What clusters do to a job in the middle of its training: it goes on from its checkpoint, to the same bits.
 
-Training is made slow by a patch that the jobs load, so that there is a middle. A node cannot be lost here without
-losing the machine, so its failure is declared to the controller; everything else is done for real.
+A patch that the jobs load holds training after its third step, so that there is a middle. A node cannot be lost here
+without losing the machine, so its failure is declared to the controller; everything else is done for real.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ if "--log" in sys.orig_argv and "train" in sys.orig_argv:
     from lowrank.signals import StopFlag
     from lowrank.train import pack
     from lowrank.train.loop import Loop
-    folder, inner = {folder!r}, Loop.take_step
-    if os.path.exists(folder + "/slow"):
-        pack.CHECKPOINT_EVERY_S = 0.0
+    folder, inner_step, inner_poll = {folder!r}, Loop.take_step, Loop.poll
+    pack.CHECKPOINT_EVERY_S = 0.0
     if os.path.exists(folder + "/deaf"):
         StopFlag.install = lambda self: (signal.signal(signal.SIGTERM, signal.SIG_IGN), self)[1]
     def take_step(self, step):
-        inner(self, step)
+        inner_step(self, step)
         open(folder + "/steps", "a").write(f"{{os.getpid()}} {{step}}\\n")
-        if os.path.exists(folder + "/slow"):
-            time.sleep(1)
-    Loop.take_step = take_step
+    def poll(self, stop, label):
+        while os.path.exists(folder + "/slow") and self.step >= 3 and not stop:
+            time.sleep(0.1)
+        inner_poll(self, stop, label)
+    Loop.take_step, Loop.poll = take_step, poll
 """
 
 
 class SlowSite(Site):
-    """A site whose jobs take a second for each step until they are told to hurry."""
+    """A site whose jobs stand still after their third step until they are told to hurry, or to stop."""
 
     def __init__(self, cluster: Cluster, folder: Path, partition: str = "cpu") -> None:
         super().__init__(cluster, folder, partition)
@@ -65,12 +66,17 @@ class SlowSite(Site):
     def hurry(self) -> None:
         (self.patch / "slow").unlink()
 
+    def stopped(self, job: str) -> None:
+        """Waits until a job runs no more, then lets the next one pass."""
+        self.cluster.until(lambda: job not in self.cluster.jobs("-t", "running,completing"), "the job's end", 240)
+        self.hurry()
+
     def went_on(self, done: Site) -> None:
         """The second process went on where the first had stopped, and the results are those of an undisturbed run."""
         pids = list(dict.fromkeys(pid for pid, _ in self.steps()))
         assert len(pids) == 2
         first, second = ([step for pid, step in self.steps() if pid == own] for own in pids)
-        assert second[0] in {first[-1], first[-1] + 1}, "a killed one may have lost the step that was not saved yet"
+        assert second[0] == first[-1] + 1
         found = scores(self.folder)
         assert found == {run: scores(done.folder)[run] for run in found}
 
@@ -92,8 +98,7 @@ def test_a_job_is_warned_before_its_time_limit_and_gets_more(slow: SlowSite, don
     job, _ = slow.training()
     # The warning comes two minutes before the limit, so with a limit of two minutes it comes at once.
     slow.cluster.run("scontrol", "update", f"jobid={job}", "timelimit=2")
-    slow.cluster.until(lambda: job not in slow.cluster.jobs(), "the end of the job", 150)
-    slow.hurry()
+    slow.stopped(job)
     said = ended(process)
     assert "SIGTERM received" in said
     assert "FAILED: its command failed" in said
@@ -106,8 +111,7 @@ def test_a_job_that_passes_its_time_limit_gets_more(slow: SlowSite, done: Site) 
     process = slow.start(one_run(done))
     job, _ = slow.training()
     slow.cluster.run("scontrol", "update", f"jobid={job}", "timelimit=1")
-    slow.cluster.until(lambda: "TIMEOUT" in slow.cluster.run("sacct", "-X", "-n", "-j", job), "the time limit", 240)
-    slow.hurry()
+    slow.stopped(job)
     said = ended(process)
     assert "TIMEOUT: it reached its time limit; the next attempt has more and goes on from its checkpoint" in said
     assert limits(slow, int(job))[-1] == "20"
@@ -118,7 +122,7 @@ def test_a_job_that_is_cancelled_while_it_trains(slow: SlowSite, done: Site) -> 
     process = slow.start(one_run(done))
     job, _ = slow.training()
     slow.cluster.run("scancel", job)
-    slow.hurry()
+    slow.stopped(job)
     assert "CANCELLED: it was cancelled" in ended(process)
     slow.went_on(done)
 
@@ -132,7 +136,7 @@ def test_a_worker_that_is_killed(worker: str, slow: SlowSite, done: Site) -> Non
         for number in [int(line) for line in listed.stdout.split()]:
             os.kill(number, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
-    slow.hurry()
+    slow.stopped(job)
     said = ended(process)
     assert f"SLURM job {job}: " in said
     slow.went_on(done)
@@ -162,7 +166,7 @@ def test_pre_emption_with_requeue_keeps_the_job(cluster: Cluster, slow: SlowSite
     process = slow.start(one_run(done))
     job, _ = slow.training()
     cluster.run("srun", "-p", "cpu", "-c", "16", "--mem", "500", "true")
-    slow.hurry()
+    slow.stopped(job)
     start_now(cluster, job)
     said = ended(process)
     assert "Trying to restart" not in said, "Snakemake has not noticed"
@@ -175,8 +179,8 @@ def test_a_lost_node_injected(cluster: Cluster, slow: SlowSite, done: Site) -> N
     job, _ = slow.training()
     node = cluster.run("sinfo", "-h", "-o", "%n").split()[0]
     cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    slow.stopped(job)
     (slow.patch / "deaf").unlink()
-    slow.hurry()
     cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
     start_now(cluster, job)
     ended(process)
