@@ -187,10 +187,11 @@ def test_a_lost_node_injected(cluster: Cluster, slow: SlowSite, done: Site) -> N
     slow.went_on(done)
 
 
+@pytest.mark.timeout(5400)
 def test_all_studies(cluster: Cluster, tmp_path: Path) -> None:
     here, there = Site(cluster, tmp_path / "cluster"), tmp_path / "local"
     up(cluster)
-    ended(here.start("all", config=("scale=smoke",)))
+    ended(here.start("all", config=("scale=smoke",)), seconds=3600)
     told = ["--cores", "2", "--directory", str(there), "--config", "scale=smoke", "--", "all"]
     subprocess.run([*SNAKEMAKE, *told], cwd=ROOT, env=here.environment, check=True, capture_output=True)
     assert scores(here.folder) == scores(there)
