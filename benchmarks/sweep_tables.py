@@ -141,9 +141,8 @@ def page(result: Sweep) -> str:
 
 def show(text: str, result: Sweep) -> str:
     """The README with what stands between its markers written anew."""
-    tables = "\n\n".join(f"{_setting(sweep)}\n\n{_ways(sweep)}" for sweep in result.sweeps)
-    more = f"How the cost grows: [{PAGE.name}](benchmarks/results/{PAGE.name})."
-    block = f"{_told(result)}\n\n{tables}\n\n{_goals(result)}\n\n{more}"
+    more = f"Every way's seconds and memory, and how the cost grows: [{PAGE.name}](benchmarks/results/{PAGE.name})."
+    block = f"{_told(result)}\n\n{_goals(result)}\n\n{more}"
     return MARKED.sub(lambda match: f"{match[1]}\n{block}\n{match[2]}", text)
 
 

@@ -30,13 +30,15 @@ def write_pages() -> None:
 def show(text: str, report: Report) -> str:
     """The README with what stands between its markers written anew."""
     goals = [goal for section in report.sections for goal in section.goals]
-    met = sum(goal.met for goal in goals)
+    missed = [goal for goal in goals if not goal.met]
     block = (
-        f"{met} of {len(goals)} goals are met. A quotient of times is the median, with quartiles, of the CPU times of "
-        f"one thread in rounds in which the two alternate; a quotient of bytes is exact. {_machine(report)} Every arm, "
-        "with times and bytes: [benchmarks/results/methods.md](benchmarks/results/methods.md); how it is measured: "
-        f"[benchmarks/README.md](benchmarks/README.md).\n\n{_goals(goals)}"
+        f"{len(goals) - len(missed)} of {len(goals)} goals are met"
+        f"{'; those that are missed stand below' if missed else ''}. A quotient of times is the median, with "
+        "quartiles, of the CPU times of one thread in rounds in which the two alternate; a quotient of bytes is exact. "
+        f"{_machine(report)} Every goal and arm, with times and bytes: [benchmarks/results/methods.md]"
+        "(benchmarks/results/methods.md); how it is measured: [benchmarks/README.md](benchmarks/README.md)."
     )
+    block += f"\n\n{_goals(missed)}" if missed else ""
     return MARKED.sub(lambda match: f"{match[1]}\n{block}\n{match[2]}", text)
 
 

@@ -11,6 +11,8 @@ import re
 import shutil
 import sys
 import textwrap
+from collections import Counter
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,26 +21,38 @@ import pandas as pd
 
 from lowrank.errors import ConfigError, LowrankError
 from lowrank.files import read_json, write_json, write_text
+from lowrank.plan import current_plan
+from lowrank.report import style
+from lowrank.report.overview import overview
+from lowrank.report.text import duration, number, size
+from lowrank.report.timings import of_study
+from lowrank.report.verdicts import VERDICTS
 from lowrank.report.views import parse_views
 from lowrank.study import load_study, studies
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FROZEN, README = ROOT / "results" / "studies", ROOT / "docs" / "frozen", ROOT / "README.md"
 
+BENCHMARKS = ROOT / "logs" / "benchmarks"
+
+OVERVIEW = "verdicts"
 SCALE = "laptop"
 MARKED = re.compile(r"(<!-- frozen:(?P<study>\S+)(?P<figures>[^>]*) -->\n).*?(<!-- /frozen -->)", re.DOTALL)
 """`<!-- frozen:lr_ratio fig1 fig3_ratio -->` ... `<!-- /frozen -->`: a study and the figures to show of it."""
 
+PICTURE, COST = (re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL) for name in ("picture", "cost"))
+
 EVIDENCE_CHARACTERS = 140
 
 
-def freeze(study: str, results: Path, frozen: Path) -> None:
+def freeze(study: str, results: Path, frozen: Path, took: Mapping[str, Any]) -> None:
     """Copies a study's tables, figures and verdicts, with a record of what they were made from.
 
     Args:
         study: its name.
         results: holds one folder of results per study.
         frozen: where the copy goes; what was there of the study is replaced.
+        took: what its jobs took, from `lowrank.report.timings.of_study`.
 
     Raises:
         ConfigError: the results are of another scale, or runs are missing.
@@ -58,6 +72,7 @@ def freeze(study: str, results: Path, frozen: Path) -> None:
         shutil.copyfile(source / name, target / name)
     frame = pd.read_csv(source / "runs.csv")
     facts: dict[str, Any] = {"study": study, "scale": SCALE, "runs": len(frame)}
+    facts["took"] = {**took, "disk_bytes": claims["cost"]["disk_bytes"]}
     for fact, column in (("data", "data_title"), ("model", "model_title"), ("device", "device"), ("commit", "commit")):
         facts[fact] = sorted(map(str, frame[column].dropna().unique()))
     facts["date"] = date.fromtimestamp((source / "claims.json").stat().st_mtime).isoformat()
@@ -77,7 +92,45 @@ def show(text: str, frozen: Path = FROZEN) -> str:
     def block(match: re.Match[str]) -> str:
         return match[1] + _block(frozen / match["study"], match["figures"].split()) + match[4]
 
+    text = PICTURE.sub(lambda match: match[1] + _picture(frozen) + match[2], text)
+    text = COST.sub(lambda match: match[1] + _cost(frozen) + match[2], text)
     return MARKED.sub(block, text)
+
+
+def counts(frozen: Path) -> dict[str, dict[str, int]]:
+    """The verdicts of each frozen study, by its document."""
+    found = {study: frozen / study / "claims.json" for study in studies()}
+    return {load_study(study).document: read_json(file)["counts"] for study, file in found.items() if file.is_file()}
+
+
+def _picture(frozen: Path) -> str:
+    verdicts: Counter[str] = Counter()
+    for found in counts(frozen).values():
+        verdicts.update(found)
+    told = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdicts[verdict])
+    return (
+        f'<img src="docs/frozen/{OVERVIEW}.png" width="100%" alt="Verdicts on the published numbers of each document">'
+        f"\n\n{sum(verdicts.values())} published numbers and sentences at {SCALE} scale: {told}.\n"
+    )
+
+
+def _cost(frozen: Path) -> str:
+    lines = ["| study | scale | runs | jobs | time | CPU time | most memory of a job | disk |",
+             "|---|---|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+    for study in studies():
+        file = frozen / study / "facts.json"
+        facts = read_json(file) if file.is_file() else {}
+        took = facts.get("took") or {}
+        jobs = f"{took['jobs']} of {took['planned']}" if took else "–"
+        cells = [number(facts.get("runs")), jobs, duration(took.get("wall_s")), duration(took.get("cpu_s"))]
+        cells += [size(took.get("peak_bytes")), size(took.get("disk_bytes"))]
+        lines.append(f"| `{study}` | {SCALE} | {' | '.join(cells)} |")
+    note = (
+        "Laptop scale is measured: the sum over the jobs of the frozen run, each with one thread, two at a time where "
+        "there are two cores; a job that several studies share counts for each. A dash: not measured. Paper scale was "
+        "planned and never run; what it will take: [clusters](docs/cluster.md)."
+    )
+    return "\n".join([*lines, "", note, ""])
 
 
 def _block(folder: Path, figures: list[str]) -> str:
@@ -117,14 +170,16 @@ def _title(folder: Path, figure: str) -> str:
 
 
 def main() -> int:
-    """Freezes every study and writes the README."""
+    """Freezes every study, draws what holds, and writes the README."""
     try:
+        _, plan = current_plan(SCALE, studies())
         for study in studies():
-            freeze(study, RESULTS, FROZEN)
+            freeze(study, RESULTS, FROZEN, of_study(plan, BENCHMARKS, study))
             print(f"{study}: frozen in docs/frozen/{study}")
     except LowrankError as error:
         print(f"freeze: {error}", file=sys.stderr)
         return error.exit_code
+    style.save(overview(counts(FROZEN)), FROZEN / OVERVIEW)
     write_text(README, show(README.read_text(encoding="utf-8")))
     print("README.md shows it")
     return 0

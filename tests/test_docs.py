@@ -154,6 +154,9 @@ def test_the_workflow_catalog_finds_what_it_asks_for() -> None:
     assert stack["report"] == ("report(" in rules)
 
 
+TOOK = {"jobs": 3, "planned": 4, "wall_s": 120.0, "cpu_s": 90.0, "peak_bytes": 2**30}
+
+
 class TestFreeze:
     freeze = script("freeze")
 
@@ -178,13 +181,15 @@ class TestFreeze:
         sentence = {"id": "C1", "claim": "C1", "published": "A | B", "verdict": "reproduced", "cause": "long " * 60}
         counts = {"reproduced": 1, "differs": 0, "not comparable": 1}
         entries = {"counts": counts, "entries": [numbers, sentence]}
-        (folder / "claims.json").write_text(json.dumps({"study": "lr_ratio", **entries, **record}))
+        (folder / "claims.json").write_text(
+            json.dumps({"study": "lr_ratio", "cost": {"disk_bytes": 2**20}, **entries, **record})
+        )
 
     def test_laptop_results_are_copied_and_shown(self, results: Path, tmp_path: Path) -> None:
         frozen = tmp_path / "frozen"
         (frozen / "lr_ratio").mkdir(parents=True)
         (frozen / "lr_ratio" / "gone.csv").write_text("of an older study")
-        self.freeze.freeze("lr_ratio", results, frozen)
+        self.freeze.freeze("lr_ratio", results, frozen, TOOK)
         copied = {path.name for path in (frozen / "lr_ratio").iterdir()}
         assert {"fig1.csv", "fig1.svg", "fig1.png", "fig3_ratio.png", "claims.json", "facts.json"} <= copied
         assert not copied & {"gone.csv", "fig1.html"}
@@ -195,6 +200,13 @@ class TestFreeze:
             "commit": ["abc"],
         }
         page = "before\n<!-- frozen:lr_ratio fig1 -->\nold\n<!-- /frozen -->\nafter\n"
+        picture, cost = (f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("picture", "cost"))
+        assert "2 published numbers and sentences at laptop scale: 1 reproduced, 1 not comparable." in self.freeze.show(
+            picture, frozen
+        )
+        rows = self.freeze.show(cost, frozen).splitlines()
+        assert "| `lr_ratio` | laptop | 2 | 3 of 4 | 2 min 0 s | 1 min 30 s | 1.0 GiB | 1.0 MiB |" in rows
+        assert "| `velora` | laptop | – | – | – | – | – | – |" in rows
         written = self.freeze.show(page, frozen)
         assert written.startswith("before\n")
         assert written.endswith("<!-- /frozen -->\nafter\n")
@@ -216,16 +228,17 @@ class TestFreeze:
     def test_other_results_are_refused(self, results: Path, tmp_path: Path, record: Any, message: str) -> None:
         self.write_claims(results / "lr_ratio", **record)
         with pytest.raises(ConfigError, match=message):
-            self.freeze.freeze("lr_ratio", results, tmp_path / "frozen")
+            self.freeze.freeze("lr_ratio", results, tmp_path / "frozen", TOOK)
         assert not (tmp_path / "frozen").exists()
 
     def test_a_study_without_results_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(IntegrityError, match="no such file"):
-            self.freeze.freeze("lr_ratio", tmp_path, tmp_path / "frozen")
+            self.freeze.freeze("lr_ratio", tmp_path, tmp_path / "frozen", TOOK)
 
 
-def test_the_readmes_first_screen_has_both_commands() -> None:
+def test_the_readmes_first_screen_has_both_commands_and_the_picture() -> None:
     top = "\n".join((ROOT / "README.md").read_text().splitlines()[:24])
+    assert 'src="docs/frozen/verdicts.png"' in top
     assert re.search(r"^make +#", top, re.MULTILINE)
     assert re.search(r"^make test +#", top, re.MULTILINE)
     assert blocks(ROOT / "README.md", "bash")[0] in top

@@ -39,8 +39,10 @@ def size(value: Any) -> str:
     return f"{value / 1024**unit:.{1 if unit else 0}f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds for a reader: 42 s, 3 min 20 s, 5 h 12 min."""
+def duration(seconds: float | None) -> str:
+    """Seconds for a reader: 42 s, 3 min 20 s, 5 h 12 min; a dash where there is no value."""
+    if seconds is None:
+        return "–"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
