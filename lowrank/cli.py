@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Low-rank training: five documents regenerated, a verdict beside each published number.",
 )
 
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads, of all processes together")]
 Scale = Annotated[str, typer.Option(help="smoke, laptop or paper")]
 
 
@@ -86,11 +86,12 @@ def prepare(data: Annotated[str, typer.Argument(help="id of prepared data, as th
 def train(
     pack: Annotated[str, typer.Argument(help="id of a pack, as the plan names it")],
     threads: Threads = 1,
+    processes: Annotated[int, typer.Option(min=1, help="processes that share every batch, started by torchrun")] = 1,
 ) -> None:
     """Train the members of a pack that are not finished."""
     from lowrank import jobs
 
-    jobs.train(planning.load_plan(), _checked("packs", pack), threads)
+    jobs.train(planning.load_plan(), _checked("packs", pack), threads, processes)
 
 
 @app.command()

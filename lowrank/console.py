@@ -21,6 +21,15 @@ LINE_EVERY_S = 10.0
 _screen: TextIO | None = None
 """Where standard error went before it was sent to a log."""
 
+_silent = False
+"""Whether this process leaves it to another to say what goes on."""
+
+
+def silence() -> None:
+    """From now on this process says failures only: another does the same and tells of it."""
+    global _silent
+    _silent = True
+
 
 def log_to(path: Path) -> None:
     """Sends all output of this process, that of libraries too, to a file; `announce` still reaches the screen."""
@@ -35,12 +44,13 @@ def log_to(path: Path) -> None:
 
 def say(message: str) -> None:
     """One line with the time of day, on standard error."""
-    print(_line(message), file=sys.stderr, flush=True)
+    if not _silent:
+        print(_line(message), file=sys.stderr, flush=True)
 
 
 def announce(message: str) -> None:
-    """Like `say`, and to the screen where standard error is a log."""
-    say(message)
+    """Like `say`, and to the screen where standard error is a log; of a silent process too."""
+    print(_line(message), file=sys.stderr, flush=True)
     if _screen is not None:
         print(_line(message), file=_screen, flush=True)
 
@@ -58,6 +68,9 @@ def progress(items: Iterable[Item], *, total: int, start: int, label: str) -> It
         start: how many were done before, by an earlier process.
         label: what they are.
     """
+    if _silent:
+        yield from items
+        return
     if sys.stderr.isatty():
         from tqdm import tqdm
 

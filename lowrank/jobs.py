@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank.cards import card_names, data_card, model_card
+from lowrank.console import silence
 from lowrank.errors import ConfigError
 from lowrank.files import MANIFEST, seal
 from lowrank.run_folder import EVALUATIONS, WORK, forget
@@ -48,14 +49,21 @@ def prepare(plan: dict[str, Any], name: str) -> None:
     prepare_data(parse(DataSpec, entry["spec"], f"plan: {name}"), entry["model"], DOWNLOADS, PREPARED / name)
 
 
-def train(plan: dict[str, Any], name: str, threads: int) -> None:
-    """Trains a pack; scores it too where its weights are not kept."""
+def train(plan: dict[str, Any], name: str, threads: int, processes: int = 1) -> None:
+    """Trains a pack, or starts several processes that do; scores it too where its weights are not kept."""
+    if processes > 1:
+        from lowrank.launch import launch
+
+        launch(["train", name, "--threads", str(threads)], processes)
+        return
     stop = StopFlag().install()  # before imports that take seconds
     from lowrank.evaluate.pack import score_in_training
-    from lowrank.train.pack import Pack, train_pack
+    from lowrank.train.pack import Pack, follow, train_pack
+    from lowrank.train.ranks import join
 
     entry = plan["packs"][name]
     prepared = PREPARED / entry["data"]
+    ranks = join()
     # Without weights nothing can be scored later, so it is done here.
     scored_here = {
         name: (_evaluation(plan, name), PREPARED / data)
@@ -69,8 +77,13 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
         prepared,
         keep_weights=entry["keep_weights"],
         scores=tuple(f"{EVALUATIONS}/{evaluation}.json" for evaluation in scored_here),
-        threads=threads,
+        threads=max(1, threads // ranks.count),
+        processes=ranks.count,
     )
+    if not ranks.first:
+        silence()
+        follow(pack, stop, ranks)
+        return
 
     def after(member: Member, trained: Trained, folder: Path) -> None:
         poll = functools.partial(stop.check, f"{member.run} is trained; scoring it starts again")
@@ -82,7 +95,7 @@ def train(plan: dict[str, Any], name: str, threads: int) -> None:
         if (FORCED / run).exists():  # the mark goes at once, so that a retry goes on from its checkpoint
             forget(run)
             (FORCED / run).unlink()
-    train_pack(pack, stop, after)
+    train_pack(pack, stop, after, ranks)
 
 
 def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lowrank.spec import RunSpec, TrainSpec
 from lowrank.study import ScaleSpec
 
 LEAST_MINUTES = 10
@@ -16,7 +17,7 @@ SLACK = 2.0
 
 
 def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str, Any]:
-    """Writes `minutes` and `gpus` into every pack of a plan, and returns it.
+    """Writes `minutes` and `gpus` (of a process) into every pack of a plan, and returns it.
 
     A study says how long all its runs take at a scale; a pack's share is that of its steps.
 
@@ -24,11 +25,23 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
         plan: of `lowrank.planning`.
         scales: study -> what it is at the plan's scale.
     """
-    steps = {
+    whole = {
         study: sum(pack["steps"] for pack in plan["packs"].values() if study in pack["owners"]) for study in scales
     }
     for pack in plan["packs"].values():
-        shares = [scales[owner].minutes * pack["steps"] / max(1, steps[owner]) for owner in pack["owners"]]
+        shares = [scales[owner].minutes * pack["steps"] / max(1, whole[owner]) for owner in pack["owners"]]
         pack["minutes"] = max(LEAST_MINUTES, math.ceil(SLACK * max(shares, default=0.0)))
         pack["gpus"] = max((scales[owner].gpus for owner in pack["owners"]), default=0)
     return plan
+
+
+def steps(spec: RunSpec) -> int:
+    """How long a run is, as far as its spec says; the loop counts the rows that are there."""
+    per_epoch = -(-(spec.data.train_rows or 0) // spec.train.batch_size)
+    return spec.train.steps or (spec.train.epochs or 0) * per_epoch
+
+
+def processes(runs: Iterable[TrainSpec], most: int) -> int:
+    """How many processes train each of some runs: the most, up to a limit, that share its micro-batches evenly."""
+    pieces = [-(-train.batch_size // (train.micro_batch_size or train.batch_size)) for train in runs]
+    return max(count for count in range(1, most + 1) if all(number % count == 0 for number in pieces))

@@ -13,7 +13,7 @@ from lowrank.collect import shown
 from lowrank.digest import code_digest, evaluate_digest, page_digests, protocol_digest, report_digests, train_digest
 from lowrank.errors import ConfigError
 from lowrank.grouping import alike, digest, joint
-from lowrank.needs import add_needs
+from lowrank.needs import add_needs, processes, steps
 from lowrank.registry import protocol
 from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
@@ -88,7 +88,7 @@ class Planner:
             if wanted.arms
         }
         asked = evaluations(study, self.scale)
-        self.add_packs(name, study.pack, asked, here.pack_size, here.mem_mb, only, here.gpus)
+        self.add_packs(name, study.pack, asked, here.pack_size, here.mem_mb, only, here.gpus, here.processes)
 
     def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
         """Adds a run, and the runs that its base model comes from; returns its id.
@@ -111,7 +111,7 @@ class Planner:
                 "cards": [self._add_card(model), self._add_card(data)],
                 "shown": shown(spec, model.title, data.title),
                 "keep_weights": False,
-                "steps": spec.train.steps or (spec.train.epochs or 0) * _steps_per_epoch(spec),
+                "steps": steps(spec),
                 "owners": [],
             }
         entry = self.runs[run]
@@ -135,6 +135,7 @@ class Planner:
         mem_mb: int,
         only: Mapping[str, Collection[str]] | None = None,
         gpus: int = 0,
+        most: int = 1,
     ) -> None:
         """Groups the owner's runs that are in no pack yet by everything but the packed axes.
 
@@ -145,14 +146,15 @@ class Planner:
             size: most runs in one pack.
             mem_mb: what a pack may need.
             only: label -> the runs that are scored by it, where that is not all of them.
-            gpus: what a pack's job gets; with one, its memory decides how many runs train together.
+            gpus: what a process of a pack's job gets; with one, its memory decides how many runs train together.
+            most: processes that may train one run together.
         """
         only = only or {}
         free = {run: entry for run, entry in self.runs.items() if owner in entry["owners"] and "pack" not in entry}
         for key, runs in alike(free, set(axes), only).items():
             digest = hashlib.sha256(key.encode()).hexdigest()[:HASH_DIGITS]
             for index in range(0, len(runs), size):
-                self._add_pack(f"{digest}-{index // size}", runs[index : index + size], mem_mb, gpus)
+                self._add_pack(f"{digest}-{index // size}", runs[index : index + size], mem_mb, gpus, most)
         for pack in self.packs.values():
             if any(owner in self.runs[run]["owners"] for run in pack["members"]):
                 pack["owners"].append(owner)
@@ -162,9 +164,10 @@ class Planner:
                         pack["evaluations"] |= self._add_evaluation(owner, label, spec, model, pack["data"])
                 self._mark_code(pack)
 
-    def _add_pack(self, digest: str, members: list[str], mem_mb: int, gpus: int) -> None:
+    def _add_pack(self, digest: str, members: list[str], mem_mb: int, gpus: int, most: int) -> None:
         first = self.runs[members[0]]
         specs = {run: parse(RunSpec, self.runs[run]["spec"], run) for run in members}
+        room = Room.of(mem_mb, gpus, processes([spec.train for spec in specs.values()], most))
         chains = {".".join(options.part for options in spec.chain) for spec in specs.values()}
         name = f"{chains.pop() if len(chains) == 1 else 'several'}-{digest}"
         for run in members:
@@ -172,13 +175,14 @@ class Planner:
         self.packs[name] = {
             "name": name,
             "members": members,
-            "stacks": planned(specs, Room.of(mem_mb, gpus)),
+            "stacks": planned(specs, room),
             **{key: first[key] for key in ("data", "cards", "keep_weights")},
             **{key: joint([self.runs[run][key] for run in members]) for key in ("code", "evaluate_code")},
             "evaluations": {},
             "steps": sum(self.runs[run]["steps"] for run in members),
             "owners": [],
             "mem_mb": mem_mb,
+            "processes": room.processes,
         }
 
     def _mark_code(self, pack: dict[str, Any]) -> None:
@@ -243,8 +247,3 @@ def make_plan(scale: str, names: list[str]) -> dict[str, Any]:
     for name in names:
         planner.pack_study(name)
     return add_needs(planner.plan(), {name: load_study(name).scales[planner.scale] for name in names})
-
-
-def _steps_per_epoch(spec: RunSpec) -> int:
-    """For the forecast only: the loop counts the rows that are there."""
-    return -(-(spec.data.train_rows or 0) // spec.train.batch_size)

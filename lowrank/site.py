@@ -109,7 +109,8 @@ def demand(site: Site, needs: Mapping[str, Any], attempt: int, preemptible: bool
         "slurm_extra": " ".join([f"--signal=TERM@{site.warn_seconds}", *site.sbatch]),
     }
     if gpus:
-        asked |= {"gpu": gpus, "gpu_model": site.gpu.model}
+        # One task has them all: its processes find each other on one node.
+        asked |= {"gpu": gpus, "gpu_model": site.gpu.model, "nodes": 1 if gpus > 1 else None}
         if preemptible and site.gpu.preemptible_partition and attempt <= PREEMPTIBLE_ATTEMPTS:
             asked["slurm_partition"] = site.gpu.preemptible_partition
     return {name: value for name, value in asked.items() if value is not None}

@@ -38,11 +38,14 @@ class Room(NamedTuple):
     memory: int
     """Bytes: of a GPU where the job has one, else of the machine."""
     gpu: bool = False
+    processes: int = 1
+    """How many train each run together."""
 
     @classmethod
-    def of(cls, mem_mb: int, gpus: int) -> Room:
+    def of(cls, mem_mb: int, gpus: int, processes: int) -> Room:
         """That of a job which asks for so much; a GPU is as large as the site says."""
-        return cls(read_site().gpu.memory_gb * GB, gpu=True) if gpus else cls(mem_mb * 2**20)
+        memory = read_site().gpu.memory_gb * GB if gpus else mem_mb * 2**20
+        return cls(memory, gpu=gpus > 0, processes=processes)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def stacks(specs: Sequence[RunSpec], labels: int, room: Room) -> list[Stack]:
         labels: classes of their data.
         room: of the job that trains them.
     """
+    if room.processes > 1:
+        return [Stack((place,), f"{room.processes} processes train each") for place in range(len(specs))]
     alike: dict[str, list[int]] = {}
     for index, spec in enumerate(specs):
         alike.setdefault(_shared(spec), []).append(index)

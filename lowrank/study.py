@@ -50,7 +50,10 @@ class ScaleSpec(Strict):
     """How long it takes on a quiet machine of that scale, for the forecast that is printed first."""
     mem_mb: PositiveInt = 2000
     gpus: NonNegativeInt = 0
-    """Accelerators of one training or scoring job."""
+    """Accelerators of one scoring job, and of each process of a training job."""
+    processes: PositiveInt = 1
+    """Most processes that train one run together; each takes its share of the micro-batches, so a run has as many of
+    them as divide its batch's micro-batches evenly. The same run by more or fewer processes is the same run."""
 
 
 class Evaluation(EvalSpec):

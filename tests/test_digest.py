@@ -50,7 +50,7 @@ class TestWhatChangesIt:
     def test_a_comment_or_docstring_does_not(self, copy):
         before = digests()
         edit(copy / "methods/lora.py", '"""LoRA:', '"""Low-rank adaptation, LoRA:')
-        edit(copy / "train/loop.py", "import math", "import math  # a remark")
+        edit(copy / "train/loop.py", "import time", "import time  # a remark")
         edit(copy / "methods/lora.py", "import math", "import math\n\n")
         assert digests() == before
 

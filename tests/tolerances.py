@@ -77,6 +77,10 @@ FLOAT32_VECTOR = Tolerance(
     1e-5, 1e-6, "a unit vector found in double and held in float32, or found from float32 inputs"
 )
 
+PROCESSES = Tolerance(
+    1e-6, 1e-6, "losses of one process and of several: the gradients of micro-batches are summed in another order"
+)
+
 BFLOAT16_RUN = Tolerance(0.1, 0.05, "bfloat16 (4e-3 a rounding) through a whole model and back, against float64")
 
 LEAN_GRADIENT = Tolerance(

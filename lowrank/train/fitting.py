@@ -11,12 +11,13 @@ from pathlib import Path
 
 from lowrank.console import announce
 from lowrank.data.loader import TaskBatches
-from lowrank.measure import let_go, ran_out
+from lowrank.measure import let_go
 from lowrank.methods.chain import Chain
 from lowrank.models.load import skeleton
 from lowrank.signals import StopFlag
 from lowrank.spec import RunSpec
 from lowrank.train import checkpoint
+from lowrank.train.ranks import ALONE, Ranks
 from lowrank.train.state import State
 from lowrank.train.together import Member, Saved, Trained, train_members
 
@@ -29,16 +30,18 @@ def train_fitting(
     stop: StopFlag,
     work: Path,
     save_every_s: float,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Trained]:
     """What `train_members` gives, whose arguments these are; a run that does not fit ends with its state alone."""
 
     def attempt(own: Sequence[Member], found: Sequence[Saved | None], cut: int | None) -> Iterator[Trained] | None:
         """The trained runs; None where memory ran out before the first was."""
-        ends = train_members(own, found, splits, labels, stop, work, save_every_s, cut)
+        ranks.tell({"run": own[0].run, "step": found[0]["loop"]["step"] if found[0] else None, "cut": cut})
+        ends = train_members(own, found, splits, labels, stop, work, save_every_s, cut, ranks)
         try:
             first = next(ends)
         except Exception as error:
-            if not ran_out(error):
+            if not ranks.ran_out(error):
                 raise
             return None
         return _and_then(first, ends)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +22,8 @@ from lowrank.train.checkpoint import load_optimizer, rng_state, set_rng_state
 from lowrank.train.checks import check_batches
 from lowrank.train.members import moved, totals
 from lowrank.train.observer import Watch
-from lowrank.train.schedules import schedule
+from lowrank.train.ranks import ALONE, Ranks
+from lowrank.train.schedules import length_of, schedule
 from lowrank.train.state import State
 
 FINITE_CHECK_EVERY = 20
@@ -44,6 +44,7 @@ class Loop:
         validation: the validation split.
         seed: decides the order of the data and every draw in training.
         device: where the model lies.
+        ranks: the processes that train the run together.
 
     Raises:
         ConfigError: the chain cannot share out the batches.
@@ -59,10 +60,12 @@ class Loop:
         validation: TaskBatches,
         seed: int,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.model, self.chain, self.task, self.train = model, chain, task, train
         self.batches, self.validation, self.seed, self.device = batches, validation, seed, device
-        self.steps_per_epoch, self.total_steps, self.eval_every = length_of(train, batches)
+        self.steps_per_epoch, self.total_steps, self.eval_every = length_of(train, batches.rows)
         self.states = [State()]  # one for each member of a stack
         self.pending: list[Tensor] = []  # losses still on the device, of the last steps of the history
         check_batches(chain, train, None if batches.whole_batches else batches.rows)
@@ -99,7 +102,7 @@ class Loop:
         Raises:
             Preempted: a signal arrived; `state_dict` says where the run stands.
         """
-        stop = StopFlag() if stop is None else stop
+        stop = self.ranks.agreed(StopFlag() if stop is None else stop)
         if self.total_steps == 0:
             self.state.history.append({"step": 0, "epoch": 0.0})
         self.evaluate_if_due(stop, label)  # an evaluation that was cut short, or the untouched base
@@ -145,16 +148,18 @@ class Loop:
         with self.autocast():
             self.chain.before_step(micro_batches, step)
         losses: list[Tensor] = []
-        for batch, own in zip(micro_batches, units, strict=True):
-            self.chain.before_forward(batch, step)
-            with self.autocast():
-                losses.append(self.losses(batch, own) / whole)
-            losses[-1].sum().backward()
+        with self.ranks.apart(self.device):
+            for batch, own in self.ranks.mine(list(zip(micro_batches, units, strict=True))):
+                self.chain.before_forward(batch, step)
+                with self.autocast():
+                    losses.append(self.losses(batch, own) / whole)
+                losses[-1].sum().backward()
+        loss = self.ranks.total(losses, self.trainable)
         penalty = self.chain.penalty()
         if penalty is not None and penalty.requires_grad:  # a part may have none at this step
             penalty.backward()
         self.update(step)
-        return torch.stack(losses).detach().sum(0)
+        return loss
 
     def gather(self, step: int) -> tuple[Sequence[Batch], list[tuple[int, ...]]]:
         """The batch of a step, a pure function of seed and step, in micro-batches, and each member's units in them."""
@@ -241,10 +246,3 @@ class Loop:
         load_optimizer(self.optimizer, saved["optimizer"])
         self.states = [State(**saved["loop"])]
         set_rng_state(saved["rng"])
-
-
-def length_of(train: TrainSpec, batches: TaskBatches) -> tuple[int, int, int]:
-    """Steps of an epoch, of the whole run, and between two evaluations."""
-    per_epoch = math.ceil(batches.rows / train.batch_size)
-    total = train.steps if train.steps is not None else (train.epochs or 0) * per_epoch
-    return per_epoch, total, per_epoch if train.eval_every == "epoch" else train.eval_every

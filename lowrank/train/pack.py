@@ -7,6 +7,7 @@ A member that is finished is skipped, one with a checkpoint goes on from it. A m
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 
 from lowrank.console import announce, say
 from lowrank.data.loader import open_splits
+from lowrank.errors import IntegrityError
 from lowrank.files import MANIFEST, drop_leftovers, read_json, replacing_folder, seal, write_json
 from lowrank.measure import counts, let_go, weight_norms
 from lowrank.provenance import provenance
@@ -27,8 +29,9 @@ from lowrank.train import checkpoint
 from lowrank.train.events import write_events
 from lowrank.train.fitting import train_fitting
 from lowrank.train.history import write_history
+from lowrank.train.ranks import ALONE, Ranks, RanOut
 from lowrank.train.state import State
-from lowrank.train.together import Member, Trained, resumed
+from lowrank.train.together import Member, Trained, resumed, train_members
 
 CHECKPOINT_EVERY_S = 120.0
 """Seconds of training between two checkpoints; one more is written when the process is asked to stop."""
@@ -45,7 +48,8 @@ class Pack:
         prepared: folder of the prepared data.
         keep_weights: whether `weights.safetensors` is written.
         scores: files that `after` writes into each run's folder.
-        threads: CPU threads.
+        threads: CPU threads of a process.
+        processes: how many train each member together.
         runs: where finished runs appear.
         work: where unfinished ones lie.
     """
@@ -57,6 +61,7 @@ class Pack:
     keep_weights: bool = True
     scores: tuple[str, ...] = ()
     threads: int = 1
+    processes: int = 1
     runs: Path = RUNS
     work: Path = WORK
 
@@ -70,13 +75,14 @@ After = Callable[[Member, Trained, Path], None]
 """Called with a trained member and its unsealed folder; the model may be changed: it is not used again."""
 
 
-def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
+def train_pack(pack: Pack, stop: StopFlag, after: After | None = None, ranks: Ranks = ALONE) -> None:
     """Trains every member that is not finished: one stack after another.
 
     Args:
         pack: the members.
         stop: polled after each step, inside evaluations and between members.
         after: scores a member whose weights are not kept.
+        ranks: the processes that train each member together, this one the first of them; the others `follow`.
 
     Raises:
         Preempted: a signal arrived; what was reached is saved.
@@ -89,7 +95,8 @@ def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
         if member.run not in waiting:
             say(f"{place[member.run]}: finished before")
     labels = len(read_json(pack.prepared / MANIFEST).get("labels") or []) if waiting else 0
-    for stack in pack.stacks:
+    alone = tuple((member.run,) for member in pack.members)
+    for stack in pack.stacks if ranks.count == 1 else alone:
         members = [waiting[run] for run in stack if run in waiting]
         if not members:
             continue
@@ -101,7 +108,7 @@ def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
             for together, saved in resumed(members, pack.work):
                 data = together[0].spec.data
                 splits = open_splits(pack.prepared, data, together[0].spec.task)
-                ends = train_fitting(together, saved, splits, labels, stop, pack.work, CHECKPOINT_EVERY_S)
+                ends = train_fitting(together, saved, splits, labels, stop, pack.work, CHECKPOINT_EVERY_S, ranks)
                 for member, trained in zip(together, ends, strict=True):
                     _publish(pack, member, trained, after)
                     shutil.rmtree(pack.work / member.run, ignore_errors=True)
@@ -110,6 +117,29 @@ def train_pack(pack: Pack, stop: StopFlag, after: After | None = None) -> None:
             waiting.pop(run, None)
         if len(stack) > 1:
             let_go()  # models refer to themselves: the next stack would come on top of this one
+    ranks.tell(None)
+
+
+def follow(pack: Pack, stop: StopFlag, ranks: Ranks) -> None:
+    """What every process but the first does: trains the members that the first names, and writes nothing.
+
+    Raises:
+        Preempted: a signal arrived at one of the processes; the first has saved what was reached.
+        IntegrityError: the checkpoint that the first goes on from is not to be read here.
+    """
+    torch.set_num_threads(pack.threads)
+    labels = len(read_json(pack.prepared / MANIFEST).get("labels") or [])
+    while (asked := ranks.tell()) is not None:
+        (member,), step = [member for member in pack.members if member.run == asked["run"]], asked["step"]
+        saved = None if step is None else checkpoint.load_newest(member.checkpoints(pack.work), member.facts, step)
+        if step is not None and (saved is None or saved["loop"]["step"] != step):
+            raise IntegrityError(f"{member.run}: process {ranks.rank} does not find the checkpoint of step {step}")
+        splits = open_splits(pack.prepared, member.spec.data, member.spec.task)
+        try:
+            for _ in train_members([member], [saved], splits, labels, stop, pack.work, math.inf, asked["cut"], ranks):
+                pass
+        except RanOut:  # in one process or several; the first says how it goes on
+            let_go()
 
 
 def _publish(pack: Pack, member: Member, trained: Trained, after: After | None) -> None:
@@ -153,7 +183,7 @@ def _manifest(pack: Pack, member: Member, trained: Trained) -> dict[str, Any]:
             **(weight_norms(trained.model, trained.base) if ok else {}),
         },
         "cut": None if state.cut is None else {"micro_batch_size": state.cut, "because": "out of memory"},
-        "provenance": {**provenance(), "threads": pack.threads},
+        "provenance": {**provenance(), "threads": pack.threads, "processes": pack.processes},
     }
 
 

@@ -8,6 +8,13 @@ from collections.abc import Callable
 from lowrank.spec import TrainSpec
 
 
+def length_of(train: TrainSpec, rows: int) -> tuple[int, int, int]:
+    """Steps of an epoch, of the whole run, and between two evaluations."""
+    per_epoch = math.ceil(rows / train.batch_size)
+    total = train.steps if train.steps is not None else (train.epochs or 0) * per_epoch
+    return per_epoch, total, per_epoch if train.eval_every == "epoch" else train.eval_every
+
+
 def schedule(train: TrainSpec, total_steps: int) -> Callable[[int], float]:
     """The factor of lr at optimizer step 0, 1, ..., total_steps - 1.
 

@@ -13,8 +13,10 @@ from lowrank.methods.stacked_chain import StackedChain
 from lowrank.spec import RunSpec
 from lowrank.tasks import Batch, Task, forward, positions
 from lowrank.train.checkpoint import rng_state
-from lowrank.train.loop import Loop, length_of
+from lowrank.train.loop import Loop
 from lowrank.train.members import join, sums
+from lowrank.train.ranks import ALONE
+from lowrank.train.schedules import length_of
 from lowrank.train.stacked_adamw import StackedAdamW
 from lowrank.train.state import State
 
@@ -45,9 +47,10 @@ class StackedLoop(Loop):
     ) -> None:
         self.model, self.chain, self.stack, self.task, self.train = chain.attached, chain, chain, task, specs[0].train
         self.batches, self.validation, self.device, self.specs = batches, validation, device, specs
-        self.steps_per_epoch, self.total_steps, self.eval_every = length_of(self.train, batches)
+        self.steps_per_epoch, self.total_steps, self.eval_every = length_of(self.train, batches.rows)
         self.states = [State() for _ in specs]
-        self.pending = []
+        self.ranks, self.pending = ALONE, []
+        self.trainable = list(chain.trainable().values())
         self.frozen: dict[int, dict[str, Tensor]] = {}
         """Diverged members: their weights as they were when that was seen."""
         self.adamw = StackedAdamW(chain.trainable(), [spec.train for spec in specs], self.total_steps)

@@ -23,6 +23,7 @@ from lowrank.spec import Pins, RunSpec
 from lowrank.tasks import task
 from lowrank.train import checkpoint
 from lowrank.train.loop import Loop
+from lowrank.train.ranks import ALONE, Ranks
 from lowrank.train.stacked_loop import StackedLoop
 from lowrank.train.state import State
 
@@ -104,6 +105,7 @@ def train_members(
     work: Path,
     save_every_s: float,
     cut: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Trained]:
     """Trains runs together and gives each back, in order.
 
@@ -116,6 +118,7 @@ def train_members(
         work: where checkpoints go.
         save_every_s: seconds of training between two of them.
         cut: examples of a forward pass where a run alone has to do with fewer than it asks for.
+        ranks: the processes that train one run together; the first of them saves.
 
     Raises:
         Preempted: a signal arrived; what was reached is saved.
@@ -135,6 +138,7 @@ def train_members(
             splits["validation"],
             first.seed,
             device,
+            ranks,
         )
         if saved[0] is not None:
             loop.load_state_dict(saved[0])
@@ -183,12 +187,14 @@ def _stack(members: Sequence[Member], saved: Sequence[Saved | None], labels: int
 
 
 def _run(loop: Loop, members: Sequence[Member], stop: StopFlag, work: Path, save_every_s: float) -> None:
-    """Trains to the end; saves now and then, and where it is asked to stop."""
+    """Trains to the end; saves now and then, and where it is asked to stop, in the first process."""
     seconds: Callable[[], float] = lambda: sum(state.seconds for state in loop.states)  # noqa: E731
     last_saved = seconds()
 
     def save(loop: Loop) -> None:
         nonlocal last_saved
+        if not loop.ranks.first:
+            return
         for index, member in enumerate(members):
             step = loop.states[index].step
             checkpoint.save(member.checkpoints(work), step, loop.state_dict(index), member.facts)
@@ -203,6 +209,7 @@ def _run(loop: Loop, members: Sequence[Member], stop: StopFlag, work: Path, save
         loop.run(keep, label, stop)
     except Preempted:
         save(loop)
+        loop.ranks.tell(loop.step)  # no process ends before the first has saved
         raise
     if len(members) > 1:  # a stop while the first are written must not cost the others their training
         save(loop)

@@ -32,20 +32,26 @@ def rule_name(pack):
     return pack["name"].replace(".", "_").replace("-", "_")
 
 
-def asked(needs):
+def asked(needs, processes=1):
     """What a job asks a scheduler for, growing with the attempt; on one machine only memory counts."""
+    whole = {**needs, "gpus": needs["gpus"] * processes}
 
     def value(name):
         return lambda wildcards, attempt: demand(
-            SITE, needs, attempt, SETTINGS.preemptible
+            SITE, whole, attempt, SETTINGS.preemptible
         )[name]
 
-    return {name: value(name) for name in demand(SITE, needs, 1, SETTINGS.preemptible)}
+    return {name: value(name) for name in demand(SITE, whole, 1, SETTINGS.preemptible)}
 
 
-def cpus(needs):
-    """CPU threads of a job: one, or what a job with a GPU gets."""
-    return SITE.gpu.cpus if needs["gpus"] else 1
+def cpus(needs, processes=1):
+    """CPU threads of a job: one for each process, or what a process with GPUs gets."""
+    return processes * (SITE.gpu.cpus * needs["gpus"] or 1)
+
+
+def together(pack):
+    """The option with which several processes train each run of a pack."""
+    return f" --processes {pack['processes']}" if pack["processes"] > 1 else ""
 
 
 def count_jobs():

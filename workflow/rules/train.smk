@@ -23,9 +23,9 @@ for pack in PLAN["packs"].values():
         priority: pack["steps"]
         conda:
             "../../envs/conda.yaml"
-        threads: cpus(pack)
+        threads: cpus(pack, pack["processes"])
         resources:
-            **asked(pack),
+            **asked(pack, pack["processes"]),
         params:
             pack=pack["name"],
             code=pack["code"],
@@ -33,6 +33,7 @@ for pack in PLAN["packs"].values():
             f"train {pack['name']}: {len(pack['members'])} runs, {pack['steps']} steps"
         shell:
             "lowrank --log {log:q} train {params.pack:q} --threads {threads}"
+            + together(pack)
 
     for evaluation in pack["evaluations"] if pack["keep_weights"] else []:
 
