@@ -62,9 +62,10 @@ def verify() -> tuple[int, list[Fault]]:
 
 
 def runs() -> Iterator[tuple[Path, Fault | None]]:
-    """The folder of every run, and what is wrong with it."""
+    """The folder of every run, and what is wrong with it; Snakemake makes empty ones before a job starts."""
     for folder in _folders(RUNS):
-        yield folder, _run(folder)
+        if any(path.is_file() for path in folder.rglob("*")):
+            yield folder, _run(folder)
 
 
 def _all() -> Iterator[Fault | None]:

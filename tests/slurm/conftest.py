@@ -43,5 +43,6 @@ def site(cluster: Cluster, done: Site, tmp_path: Path) -> Iterator[Site]:
     shutil.copytree(done.folder / "resources", fresh.folder / "resources")
     cluster.run("scontrol", "update", "partition=cpu", "state=down")
     yield fresh
+    fresh.kill()
     cluster.run("scontrol", "update", "partition=cpu", "state=up", check=False)
     cluster.run("scancel", "--me", check=False)

@@ -24,6 +24,7 @@ class Site:
     def __init__(self, cluster: Cluster, folder: Path, partition: str = "cpu") -> None:
         self.cluster, self.folder = cluster, folder
         folder.mkdir(exist_ok=True)
+        self.started: list[subprocess.Popen[str]] = []
         file = folder / "site.yaml"
         file.write_text(f"account: {ACCOUNT}\npartition: {partition}\n")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -32,7 +33,7 @@ class Site:
     def start(self, *targets: str, config: tuple[str, ...] = SMOKE) -> subprocess.Popen[str]:
         """Snakemake under the profile, from the root of the project as a user would call it."""
         told = ["--directory", str(self.folder), *POLL, "--config", *config, "--", *targets]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*self.cluster.inside, *SNAKEMAKE, "--profile", "slurm", *told],
             cwd=ROOT,
             env=self.environment,
@@ -40,10 +41,18 @@ class Site:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
+        self.started.append(process)
+        return process
+
+    def kill(self) -> None:
+        """Ends what a test that failed left running."""
+        for process in self.started:
+            process.kill()
+            process.communicate()
 
     def submitted(self) -> list[str]:
         """Waits for jobs in the queue."""
-        self.cluster.until(lambda: bool(self.cluster.jobs()), "a job in the queue", 90)
+        self.cluster.until(lambda: bool(self.cluster.jobs()), "a job in the queue", 300)
         return self.cluster.jobs()
 
 

@@ -101,6 +101,6 @@ def test_a_job_that_is_pre_empted_for_good_is_submitted_again(cluster: Cluster, 
     cluster.run("scontrol", "update", "partition=gpu-preempt", "preemptmode=cancel")
     other = Site(cluster, site.folder, partition="gpu-preempt")
     process = other.start(one_run(done))
-    cluster.until(lambda: bool(cluster.jobs("-t", "running")), "a job that runs", 90)
+    cluster.until(lambda: bool(cluster.jobs("-t", "running")), "a job that runs", 300)
     cluster.run("srun", "-p", "cpu", "-c", "16", "--mem", "500", "sleep", "1")
     assert "PREEMPTED: it was pre-empted and not requeued" in ended(process)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ class SlowSite(Site):
 
     def training(self) -> tuple[str, int]:
         """Waits until a job is at its third step; the job and its process that trains."""
-        self.cluster.until(lambda: any(step >= 2 for _, step in self.steps()), "a third step", 180)
+        self.cluster.until(lambda: any(step >= 2 for _, step in self.steps()), "a third step", 600)
         (job,) = self.cluster.jobs()
         return job, self.steps()[-1][0]
 
@@ -68,7 +69,7 @@ class SlowSite(Site):
 
     def stopped(self, job: str) -> None:
         """Waits until a job runs no more, then lets the next one pass."""
-        self.cluster.until(lambda: job not in self.cluster.jobs("-t", "running,completing"), "the job's end", 240)
+        self.cluster.until(lambda: job not in self.cluster.jobs("-t", "running,completing"), "the job's end", 600)
         self.hurry()
 
     def went_on(self, done: Site) -> None:
@@ -82,9 +83,11 @@ class SlowSite(Site):
 
 
 @pytest.fixture
-def slow(cluster: Cluster, site: Site) -> SlowSite:
+def slow(cluster: Cluster, site: Site) -> Iterator[SlowSite]:
     up(cluster)
-    return SlowSite(cluster, site.folder)
+    slow = SlowSite(cluster, site.folder)
+    yield slow
+    slow.kill()
 
 
 def limits(site: Site, since: int) -> list[str]:
@@ -155,7 +158,7 @@ def test_the_node_daemon_that_is_killed_comes_back_to_its_job(slow: SlowSite, do
 
 def start_now(cluster: Cluster, job: str) -> None:
     """A job that comes back waits two minutes; not here."""
-    cluster.until(lambda: bool(cluster.jobs("-t", "pending", "-j", job)), "the job back in the queue", 120)
+    cluster.until(lambda: bool(cluster.jobs("-t", "pending", "-j", job)), "the job back in the queue", 300)
     cluster.run("scontrol", "update", f"jobid={job}", "starttime=now")
 
 
