@@ -48,7 +48,7 @@ class Site:
         """Ends what a test that failed left running."""
         for process in self.started:
             process.kill()
-            process.communicate()
+            process.wait()
 
     def submitted(self) -> list[str]:
         """Waits for jobs in the queue."""
