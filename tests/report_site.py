@@ -43,7 +43,7 @@ def build_site(root: Path) -> Path:
     return root
 
 
-def ask(page: Path, script: str, folder: Path, width: int = 1280, anchor: str = "") -> Any:
+def ask(page: Path, script: str, folder: Path, width: int = 1280, anchor: str = "", *, dark: bool = False) -> Any:
     """What a script finds out about a page in Chromium; `d` is its document, `w` its window.
 
     Raises:
@@ -56,7 +56,8 @@ def ask(page: Path, script: str, folder: Path, width: int = 1280, anchor: str = 
         "<script>onload = () => { const w = f.contentWindow, d = f.contentDocument;"
         "document.title = 'found ' + JSON.stringify((() => {" + script + "})()); }</script>"
     )
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", frame.as_uri()]
+    theme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    command = [CHROMIUM, *FLAGS, theme, f"--user-data-dir={folder / 'profile'}", frame.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "CONSOLE" not in done.stderr, done.stderr
     found = re.search(r"<title>found (.*?)</title>", done.stdout, re.DOTALL)

@@ -7,7 +7,7 @@ import pytest
 
 from lowrank.errors import ConfigError
 from lowrank.files import write_json
-from lowrank.report.style import INK, METHODS, SERIES, in_order, looks, place, svg
+from lowrank.report.style import INK, METHODS, SERIES, in_order, looks, method, place, svg
 from lowrank.train.events import write_events
 from tests.report_lab import SUMMARY, TUNED, runs_of, study
 
@@ -164,6 +164,15 @@ def test_a_method_has_one_colour_and_one_place():
     arms = in_order([({"arm": arm}, 0) for arm in ("galore", "full", "lora")])
     assert [keys["arm"] for keys, _ in arms] == ["full", "lora", "galore"]
     assert place("lora_large") < place("galore") < place("unheard_of")
+    assert [method(arm) for arm in ("ranks_full", "lora_full_batch", "ft_velora_nf4", "as_published")] == [
+        "full", "lora", "velora", None,
+    ]  # fmt: skip
+
+
+def test_a_label_says_only_what_tells_series_apart():
+    pair = looks([{"arm": arm, "data": "topics", "lr": lr} for arm, lr in (("lora", 0.003), ("hira", 0.012))])
+    assert [look.label for look in pair] == ["lora, learning rate 3e-3", "hira, learning rate 0.012"]
+    assert [look.label for look in looks([{"arm": "lora", "data": "topics"}])] == ["topics"]
 
 
 def test_variants_of_one_method_differ_in_dash_and_marker_and_ranks_in_colour():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -17,6 +18,9 @@ from lowrank.report.kinds import Bars
 from lowrank.report.style import INK, MUTED, PAPER, SERIES, SETTINGS, Look, in_order, looks
 from lowrank.report.text import number
 
+LABEL_CHARACTERS = 30
+"""In a line of a bar's name; a longer one would leave the bars no room."""
+
 WIDTH, MARGIN, THICKNESS, GAP = 5.6, 1.25, 0.27, 0.5
 """Inches: the figure, its axis and legend, a bar; and the room between groups, in bars."""
 
@@ -30,7 +34,8 @@ def bars(context: Context, name: str) -> Figure:
     need_columns(table, [*view.rows, *view.series, *columns], place)
     table = select(table, view.where, place)
     bands = in_order(groups(table, view.rows, sort=False))
-    labels = [look.label for look in looks([keys for keys, _ in bands], context.views.titles)]
+    named = [look.label for look in looks([keys for keys, _ in bands], context.views.titles)]
+    labels = [textwrap.fill(label, LABEL_CHARACTERS) for label in named]
     members = _members(table, view)
     drawn = looks(members or [keys for keys, _ in bands], context.views.titles)
     heights = max(1, len(members)) * len(bands) + GAP * len(bands)

@@ -78,4 +78,4 @@ const open = () => {
 addEventListener("hashchange", open);
 open();
 // Paper has no folds.
-addEventListener("beforeprint", () => document.querySelectorAll("details:not(.code)").forEach((fold) => { fold.open = true; }));
+addEventListener("beforeprint", () => document.querySelectorAll("details:not(.code, .again)").forEach((fold) => { fold.open = true; }));

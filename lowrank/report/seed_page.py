@@ -17,8 +17,8 @@ TOLD = {
     "stays": "stay as they are",
 }
 NOTE = (
-    "Left out one at a time. Two seeds give intervals that are twelve standard errors wide, so a verdict that is lost "
-    "says little, and one that turns, or that only fewer seeds decide, says much."
+    "Left out one at a time. With fewer seeds an interval grows (of two, to 12.7 standard errors either way), so a "
+    "verdict that is lost says little, and one that turns, or that only fewer seeds decide, says much."
 )
 
 

@@ -82,7 +82,7 @@ class Report:
         question = f'<p class="question">{escape(self.raw.get("question", ""))}</p>'
         return Html(
             f"{question}{self._scale_note()}{warning}{self._counts()}"
-            f'<section class="box"><h3>Protocol</h3><ul>{protocol}</ul><dl class="facts">{facts}</dl></section>'
+            f'<section class="box"><h2>Protocol</h2><ul>{protocol}</ul><dl class="facts">{facts}</dl></section>'
         )
 
     def figures(self, *names: str) -> Html:

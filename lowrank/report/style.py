@@ -17,7 +17,7 @@ matplotlib.use("agg")
 from matplotlib.figure import Figure
 
 from lowrank.files import replacing
-from lowrank.report.text import NAMES, number
+from lowrank.report.text import NAMES, number, rate
 
 PAPER, INK, MUTED, GRID = "#ffffff", "#1c2126", "#5c6670", "#dfe3e7"
 SERIES = (
@@ -66,8 +66,8 @@ METHODS = {
     "mhlora": SERIES[6],
     "velora": SERIES[4],
 }
-"""An arm has the colour of the first of these words that its name begins with, in every figure of every study, and
-stands in this order. Methods that share one are in no study together."""
+"""An arm has the colour of the word that `method` finds in its name, in every figure of every study, and stands in
+this order. Methods that share one are in no study together."""
 
 ORDER: dict[str, tuple[Any, ...]] = {"rank": (8, 16, 32, 64, 128)}
 """Values that keep their colour where one method is drawn, even where a scale leaves some of them out."""
@@ -109,9 +109,17 @@ class Look:
 
 
 def method(arm: str) -> str | None:
-    """The method that an arm is a variant of: the longest word of `METHODS` that its name begins with."""
-    words = [word for word in METHODS if arm.lower().replace("-", "_").startswith(word)]
-    return max(words, key=len, default=None)
+    """The method that an arm is a variant of: the longest of `METHODS` that a word of its name begins with.
+
+    The earliest such word counts: `lora_full_batch` is LoRA's, `ranks_full` full fine-tuning's.
+    """
+    pieces = arm.lower().replace("-", "_").split("_")
+    for start in range(len(pieces)):
+        rest = "_".join(pieces[start:])
+        words = [word for word in METHODS if rest.startswith(word)]
+        if words:
+            return max(words, key=len)
+    return None
 
 
 def place(arm: Any) -> tuple[int, str]:
@@ -142,6 +150,7 @@ def looks(series: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None 
     free = itertools.cycle([colour for colour in SERIES if colour not in colours] or SERIES)
     used: Counter[str] = Counter()
     found = []
+    told = _telling(series)
     for keys, colour in zip(series, colours, strict=True):
         chosen = colour or next(free)
         variant = used[chosen]
@@ -150,7 +159,7 @@ def looks(series: Sequence[Mapping[str, Any]], titles: Mapping[str, str] | None 
         marker = _marker(chosen, variant)
         if chosen == INK and variant == 0:
             marker = "X"
-        found.append(Look(_words(keys, compared, titles or {}), chosen, marker, dash))
+        found.append(Look(_words(keys, compared, titles or {}, told), chosen, marker, dash))
     return found
 
 
@@ -172,13 +181,19 @@ def _marker(colour: str, variant: int) -> str:
     return MARKERS[(first + 3 * variant) % len(MARKERS)]
 
 
-def _words(keys: Mapping[str, Any], compared: bool, titles: Mapping[str, str]) -> str:
+def _telling(series: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The keys in which series differ; all of them where there is one."""
+    keys = {key for one in series for key in one}
+    return {key for key in keys if len(series) == 1 or len({one.get(key) for one in series}) > 1}
+
+
+def _words(keys: Mapping[str, Any], compared: bool, titles: Mapping[str, str], told: set[str]) -> str:
     """The label of a series: its method where several are drawn, then what else tells it apart."""
     arm = keys.get("arm")
     words = [
-        value if isinstance(value, str) else f"{NAMES.get(key, key)} {number(value)}"
+        value if isinstance(value, str) else f"{NAMES.get(key, key)} {(rate if key == 'lr' else number)(value)}"
         for key, value in keys.items()
-        if key != "arm" and value is not None
+        if key in told - {"arm"} and value is not None
     ]
     if arm is not None and (compared or not words or arm in ("full", "base")):
         words.insert(0, titles.get(str(arm), str(arm)))
