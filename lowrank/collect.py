@@ -16,13 +16,16 @@ from lowrank.spec import RunSpec
 def collect(plan: dict[str, Any], study: str, out: Path, runs: Path = RUNS) -> list[dict[str, Any]]:
     """Writes `runs.csv` and returns its rows. A run that is not there is a row that says so.
 
+    Runs of the target `extended` are rows once they are there.
+
     Args:
         plan: from `lowrank.plan`.
         study: its name.
         out: the CSV file.
         runs: where runs lie.
     """
-    rows = [_row(plan, study, point, runs) for point in plan["studies"][study]["runs"]]
+    asked = [point for point in plan["studies"][study]["runs"] if _expected(plan["runs"][point["run"]], point, runs)]
+    rows = [_row(plan, study, point, runs) for point in asked]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -43,6 +46,10 @@ def shown(spec: RunSpec, model_title: str, data_title: str) -> dict[str, Any]:
         "epochs": spec.train.epochs,
         "batch_size": spec.train.batch_size,
     }
+
+
+def _expected(entry: dict[str, Any], point: dict[str, Any], runs: Path) -> bool:
+    return not entry["extended"] or (runs / point["run"] / MANIFEST).exists()
 
 
 def _row(plan: dict[str, Any], study: str, point: dict[str, Any], runs: Path) -> dict[str, Any]:

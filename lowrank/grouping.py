@@ -23,6 +23,8 @@ def alike(
     for run, entry in runs.items():
         shared: dict[str, Any] = {"spec": _without(entry["spec"], axes), "pins": entry["pins"]}
         shared["keep"] = entry["keep_weights"]
+        if entry["extended"]:  # trained by a target of its own
+            shared["extended"] = True
         asked = [label for label, limited in only.items() if run in limited]
         groups.setdefault(canonical_json(shared | ({"only": asked} if asked else {})), []).append(run)
     return groups

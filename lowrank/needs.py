@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,17 +20,23 @@ SLACK = 2.0
 def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str, Any]:
     """Writes `minutes` and `gpus` (of a process) into every pack of a plan, and returns it.
 
-    A study says how long all its runs take at a scale; a pack's share is that of its steps.
+    A study says how long all its runs take at a scale; a pack's share is that of its steps. What only the target
+    `extended` trains has minutes of its own.
 
     Args:
         plan: of `lowrank.planning`.
         scales: study -> what it is at the plan's scale.
     """
-    whole = {
-        study: sum(pack["steps"] for pack in plan["packs"].values() if study in pack["owners"]) for study in scales
-    }
+    taken: Counter[tuple[str, bool]] = Counter()
     for pack in plan["packs"].values():
-        shares = [scales[owner].minutes * pack["steps"] / max(1, whole[owner]) for owner in pack["owners"]]
+        taken.update({(owner, pack["extended"]): pack["steps"] for owner in pack["owners"]})
+    for pack in plan["packs"].values():
+        parts = {owner: scales[owner].extended if pack["extended"] else scales[owner] for owner in pack["owners"]}
+        shares = [
+            part.minutes * pack["steps"] / max(1, taken[owner, pack["extended"]])
+            for owner, part in parts.items()
+            if part is not None
+        ]
         pack["minutes"] = max(LEAST_MINUTES, math.ceil(SLACK * max(shares, default=0.0)))
         pack["gpus"] = max((scales[owner].gpus for owner in pack["owners"]), default=0)
     return plan

@@ -61,7 +61,7 @@ class Planner:
         for point in points(study, self.scale):
             where = f"study {name}: arm {point.arm}, {', '.join(f'{k} {v}' for k, v in point.axes.items())}"
             try:
-                run = self.add_run(point.spec, name, study.arms[point.arm].keep_weights == "all")
+                run = self.add_run(point.spec, name, study.arms[point.arm].keep_weights == "all", point.extended)
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from None
             if any(row["run"] == run and row["arm"] == point.arm for row in table):
@@ -90,7 +90,7 @@ class Planner:
         asked = evaluations(study, self.scale)
         self.add_packs(name, study.pack, asked, here.pack_size, here.mem_mb, only, here.gpus, here.processes)
 
-    def add_run(self, spec: RunSpec, owner: str, keep_weights: bool) -> str:
+    def add_run(self, spec: RunSpec, owner: str, keep_weights: bool, extended: bool = False) -> str:
         """Adds a run, and the runs that its base model comes from; returns its id.
 
         Raises:
@@ -99,7 +99,7 @@ class Planner:
         model, data = self._model_card(spec.model.card), self._data_card(spec.data.card)
         self._checks.check(spec, model, data)
         if isinstance(model.source, TrainedSource):
-            self._add_card(model, self.add_run(run_spec(model), owner, keep_weights=True))
+            self._add_card(model, self.add_run(run_spec(model), owner, keep_weights=True, extended=extended))
         pins = run_pins(model, data)
         run = run_id(spec, pins)
         if run not in self.runs:
@@ -113,11 +113,12 @@ class Planner:
                 "keep_weights": False,
                 "steps": steps(spec),
                 "owners": [],
+                "extended": True,
             }
         entry = self.runs[run]
+        entry["extended"] &= extended  # what `all` asks for too is part of `all`
         entry["keep_weights"] |= keep_weights  # what one study wants to keep is kept
-        if owner not in entry["owners"]:
-            entry["owners"].append(owner)
+        entry["owners"] += [owner] if owner not in entry["owners"] else []
         return run
 
     def _code(self, spec: RunSpec) -> dict[str, str]:
@@ -176,7 +177,7 @@ class Planner:
             "name": name,
             "members": members,
             "stacks": planned(specs, room),
-            **{key: first[key] for key in ("data", "cards", "keep_weights")},
+            **{key: first[key] for key in ("data", "cards", "keep_weights", "extended")},
             **{key: joint([self.runs[run][key] for run in members]) for key in ("code", "evaluate_code")},
             "evaluations": {},
             "steps": sum(self.runs[run]["steps"] for run in members),

@@ -33,6 +33,13 @@ class Arm(Strict):
     """`none` scores the run in its training job and keeps no weights."""
 
 
+class Extended(Strict):
+    """What goes beyond the document or beyond one seed of a large model: the target `extended`, no part of `all`."""
+
+    sweeps: dict[str, tuple[dict[str, Any], ...]]
+    minutes: PositiveFloat
+
+
 class ScaleSpec(Strict):
     """What a study is at one scale: only sizes, sources and grids differ."""
 
@@ -54,6 +61,14 @@ class ScaleSpec(Strict):
     processes: PositiveInt = 1
     """Most processes that train one run together; each takes its share of the micro-batches, so a run has as many of
     them as divide its batch's micro-batches evenly. The same run by more or fewer processes is the same run."""
+    extended: Extended | None = None
+
+    def grids(self) -> Iterator[tuple[str, str, dict[str, Any], bool]]:
+        """Every grid: arm, place in the file, the grid, and whether only `extended` trains it."""
+        for place, owner in (("sweeps", self), ("extended.sweeps", self.extended)):
+            for arm, grids in owner.sweeps.items() if owner else ():
+                for index, grid in enumerate(grids):
+                    yield arm, f"{place}.{arm}.{index}", grid, owner is self.extended
 
 
 class Evaluation(EvalSpec):
@@ -96,6 +111,8 @@ class Point(Strict):
     arm: str
     axes: dict[str, Any]
     spec: RunSpec
+    extended: bool = False
+    """Whether only the target `extended` trains it."""
 
 
 def studies() -> list[str]:
@@ -115,17 +132,15 @@ def load_study(name: str) -> Study:
     study = parse(Study, read_yaml(path), _shown(path))
     if study.study != name:
         raise ConfigError(f"{_shown(path)}: study: {study.study!r}, but the file is called {name!r}")
+    named = {f"evaluations.{label}.arms": asked.arms for label, asked in study.evaluations.items()}
     for scale, spec in study.scales.items():
-        for arm in spec.sweeps:
-            if arm not in study.arms:
-                where = f"{_shown(path)}: scales.{scale}.sweeps"
-                raise ConfigError(f"{where}: unknown arm {arm!r}{suggest(arm, study.arms)}")
         evaluations(study, scale)
-    for label, evaluation in study.evaluations.items():
-        for arm in evaluation.arms:
+        named[f"scales.{scale}.sweeps"] = tuple(spec.sweeps)
+        named[f"scales.{scale}.extended.sweeps"] = tuple(spec.extended.sweeps if spec.extended else ())
+    for place, arms in named.items():
+        for arm in arms:
             if arm not in study.arms:
-                where = f"{_shown(path)}: evaluations.{label}.arms"
-                raise ConfigError(f"{where}: unknown arm {arm!r}{suggest(arm, study.arms)}")
+                raise ConfigError(f"{_shown(path)}: {place}: unknown arm {arm!r}{suggest(arm, study.arms)}")
     chains = [_chain(arm.chain, f"{_shown(path)}: arms.{name}") for name, arm in study.arms.items()]
     known = {"seed", "chain"}.union(*(_owners({"chain": chain}) for chain in chains))
     for axis in study.pack:
@@ -164,17 +179,15 @@ def points(study: Study, scale: Scale) -> Iterator[Point]:
         raise ConfigError(f"study {study.study}: no scale {scale!r}{suggest(scale, study.scales)}")
     where = f"{_shown(STUDIES / f'{study.study}.yaml')}: scales.{scale}"
     spec = study.scales[scale]
-    for name, grids in spec.sweeps.items():
-        arm = study.arms[name]
-        for index, grid in enumerate(grids):
-            place = f"{where}.sweeps.{name}.{index}"
-            axes = {axis: value if isinstance(value, list) else [value] for axis, value in grid.items()}
-            for axis, listed in axes.items():
-                if not listed:
-                    raise ConfigError(f"{place}: {axis}: an empty list, so nothing would run; leave the grid out")
-            for values in itertools.product(*axes.values()):
-                chosen = dict(zip(axes, values, strict=True))
-                yield Point(arm=name, axes=chosen, spec=_spec(spec.base, arm, chosen, place))
+    for name, at, grid, extended in spec.grids():
+        place = f"{where}.{at}"
+        axes = {axis: value if isinstance(value, list) else [value] for axis, value in grid.items()}
+        for axis, listed in axes.items():
+            if not listed:
+                raise ConfigError(f"{place}: {axis}: an empty list, so nothing would run; leave the grid out")
+        for values in itertools.product(*axes.values()):
+            told = dict(zip(axes, values, strict=True))
+            yield Point(arm=name, axes=told, spec=_spec(spec.base, study.arms[name], told, place), extended=extended)
 
 
 def _spec(base: dict[str, Any], arm: Arm, axes: dict[str, Any], where: str) -> RunSpec:

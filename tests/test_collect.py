@@ -15,7 +15,10 @@ PLAN: dict[str, Any] = {
     "studies": {
         "s": {"runs": [{"arm": "lora", "run": name, "lr": 1e-3} for name in ("ok", "late", "gone", "bad", "inf")]}
     },
-    "runs": {name: {"pack": "p", "shown": {"model_title": "M"}} for name in ("ok", "late", "gone", "bad", "inf")},
+    "runs": {
+        name: {"pack": "p", "shown": {"model_title": "M"}, "extended": False}
+        for name in ("ok", "late", "gone", "bad", "inf")
+    },
     "packs": {"p": {"evaluations": {"test-1": "d"}}},
     "evaluations": {
         "test-1": {"labels": {"s": "test"}, "metrics": ["loss", "accuracy", "perplexity"]},
@@ -74,3 +77,12 @@ def test_the_file_has_every_column_and_blanks_where_nothing_is(rows: dict[str, A
     assert len(written) == 5
     assert written["gone"]["test_accuracy"] == written["ok"]["test_perplexity"] == ""
     assert written["ok"]["test_accuracy"] == "0.9"
+
+
+def test_a_run_of_extended_is_a_row_once_it_is_there(tmp_path: Path) -> None:
+    runs = {**PLAN["runs"], "gone": {**PLAN["runs"]["gone"], "extended": True}}
+    plan = {**PLAN, "runs": runs}
+    assert "gone" not in {row["run"] for row in collect(plan, "s", tmp_path / "runs.csv", tmp_path / "runs")}
+    facts = {"status": "ok", "cause": None, "metrics": {}, "provenance": {"device": {"gpu": "G"}, "commit": "c"}}
+    write_json(tmp_path / "runs" / "gone" / "manifest.json", facts)
+    assert "gone" in {row["run"] for row in collect(plan, "s", tmp_path / "runs.csv", tmp_path / "runs")}

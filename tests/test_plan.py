@@ -187,3 +187,13 @@ def test_all_studies_together_are_planned(scale: Scale) -> None:
     assert all(made["studies"][study]["runs"] for study in studies())
     members = [run for pack in made["packs"].values() for run in pack["members"]]
     assert sorted(members) == sorted(made["runs"])
+
+
+def test_the_target_extended_shares_no_pack_with_all() -> None:
+    planner = Planner("smoke")
+    for seed, extended in ((0, False), (1, True), (0, True)):
+        planner.add_run(run_spec(seed=seed), "s", True, extended)
+    planner.add_packs("s", ["seed"], TEST, size=64, mem_mb=1)
+    packs = planner.packs.values()
+    assert sorted((len(pack["members"]), pack["extended"]) for pack in packs) == [(1, False), (1, True)]
+    assert sum(run["extended"] for run in planner.runs.values()) == 1, "what all asks for too is part of all"

@@ -12,7 +12,7 @@ from lowrank.errors import ConfigError
 from lowrank.needs import LEAST_MINUTES, add_needs
 from lowrank.settings import Settings
 from lowrank.site import EXAMPLE, PREEMPTIBLE_ATTEMPTS, Site, demand, read_site
-from lowrank.study import ScaleSpec
+from lowrank.study import Extended, ScaleSpec
 from snakemake_executor_plugin_lowrank_slurm import watching
 
 PROFILES = Path(__file__).parents[1] / "workflow" / "profiles"
@@ -87,17 +87,27 @@ def scale(minutes: float, gpus: int = 0) -> ScaleSpec:
 
 def test_a_pack_asks_for_its_share_of_the_study() -> None:
     packs = {
-        "long": {"steps": 900, "owners": ["one"]},
-        "short": {"steps": 100, "owners": ["one"]},
-        "both": {"steps": 100, "owners": ["one", "other"]},
+        "long": {"steps": 900, "owners": ["one"], "extended": False},
+        "short": {"steps": 100, "owners": ["one"], "extended": False},
+        "both": {"steps": 100, "owners": ["one", "other"], "extended": False},
     }
     found = add_needs({"packs": packs}, {"one": scale(110), "other": scale(60, gpus=1)})["packs"]
     assert found["long"]["minutes"] == 180
     assert found["short"]["minutes"] == 20
     assert found["both"]["minutes"] == 120
     assert [found[name]["gpus"] for name in packs] == [0, 0, 1]
-    tiny = add_needs({"packs": {"p": {"steps": 1, "owners": ["one"]}}}, {"one": scale(0.1)})
+    tiny = add_needs({"packs": {"p": {"steps": 1, "owners": ["one"], "extended": False}}}, {"one": scale(0.1)})
     assert tiny["packs"]["p"]["minutes"] == LEAST_MINUTES
+
+
+def test_what_only_extended_trains_has_minutes_of_its_own() -> None:
+    packs = {
+        "all": {"steps": 10, "owners": ["one"], "extended": False},
+        "beyond": {"steps": 1000, "owners": ["one"], "extended": True},
+    }
+    both = scale(100).model_copy(update={"extended": Extended(sweeps={}, minutes=500)})
+    found = add_needs({"packs": packs}, {"one": both})["packs"]
+    assert [found[name]["minutes"] for name in packs] == [200, 1000]
 
 
 @pytest.mark.parametrize("profile", ["slurm", "slurm-preemptible"])

@@ -115,6 +115,17 @@ class TestTargets:
         fresh = Lab.new(tmp_path / "fresh").only("lr_ratio")
         assert planned(fresh.snakemake("-n", "--until", "prepare", "--", "all"), "train_") == 0
 
+    def test_what_goes_beyond_the_documents_is_a_target_of_its_own(self, tmp_path: Path) -> None:
+        fresh = Lab.new(tmp_path / "fresh").only("lr_ratio")
+        study = fresh.folder / "workflow" / "studies" / "lr_ratio.yaml"
+        grids = "    extended: {minutes: 1, sweeps: {full: [{lr: 5e-3, seed: 7}]}}\n  laptop:\n"
+        study.write_text(study.read_text().replace("  laptop:\n", grids, 1))
+        said = fresh.snakemake("-n", "--", "all")
+        assert planned(said, "train_") == 3
+        assert "lowrank: scale smoke, studies lr_ratio, 10 runs in 3 packs" in said
+        said = fresh.snakemake("-n", "--", "extended")
+        assert (planned(said, "train_"), planned(said, "extended")) == (1, 1)
+
     @pytest.mark.parametrize("scale", ["laptop", "paper"])
     def test_every_scale_is_planned(self, tmp_path: Path, scale: str) -> None:
         fresh = Lab.new(tmp_path / "fresh").only("lr_ratio")

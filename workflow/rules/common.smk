@@ -1,5 +1,8 @@
 """What the rules share: the files of packs and studies, and what --forcerun means for a pack."""
 
+PACKS = [pack for pack in PLAN["packs"].values() if not pack["extended"]]
+"""Those of `all`."""
+
 RUN_FILES = ("spec.json", "history.parquet", "manifest.json")
 
 
@@ -55,18 +58,14 @@ def together(pack):
 
 
 def count_jobs():
-    """Jobs of the whole workflow: fetch, prepare, train, score, tables, page, and the front page."""
-    scored = sum(
-        len(pack["evaluations"])
-        for pack in PLAN["packs"].values()
-        if pack["keep_weights"]
-    )
-    return (
-        sum(len(PLAN[what]) for what in ("cards", "data", "packs"))
-        + scored
-        + 2 * len(PLAN["studies"])
-        + 1
-    )
+    """Jobs of `all`: fetch, prepare, train, score, tables, page, and the front page."""
+    data = {
+        name for pack in PACKS for name in {pack["data"], *pack["evaluations"].values()}
+    }
+    cards = {card for pack in PACKS for card in pack["cards"]}
+    cards |= {card for name in data for card in PLAN["data"][name]["cards"]}
+    scored = sum(len(pack["evaluations"]) for pack in PACKS if pack["keep_weights"])
+    return len(cards) + len(data) + len(PACKS) + scored + 2 * len(PLAN["studies"]) + 1
 
 
 def refuse_a_scale_by_default():
@@ -93,17 +92,21 @@ def mark_forced_runs():
                 open(f"work/forced/{run}", "w").close()
 
 
-def study_inputs(study):
-    """Every trained and scored run that a study shows."""
+def finished(packs):
+    """Every file of packs that are trained and scored."""
     files = []
-    for pack in PLAN["packs"].values():
-        if study in pack["owners"]:
-            files += trained(pack)
-            if pack["keep_weights"]:
-                files += [
-                    file for name in pack["evaluations"] for file in scores(pack, name)
-                ]
+    for pack in packs:
+        files += trained(pack)
+        if pack["keep_weights"]:
+            files += [
+                file for name in pack["evaluations"] for file in scores(pack, name)
+            ]
     return files
+
+
+def study_inputs(study):
+    """Every trained and scored run that a study shows; of the target `extended`, what happens to be there."""
+    return finished(pack for pack in PACKS if study in pack["owners"])
 
 
 def shown(study, file):

@@ -89,6 +89,21 @@ rule index:
         "lowrank --log {log:q} index"
 
 
+rule extended:
+    """What goes beyond the documents, and the report with it."""
+    input:
+        finished(pack for pack in PLAN["packs"].values() if pack["extended"]),
+    log:
+        "logs/pages/extended.log",
+    localrule: True
+    conda:
+        "../../envs/conda.yaml"
+    message:
+        "the report, with the runs beyond the documents"
+    shell:
+        "lowrank --log {log:q} partial"
+
+
 rule partial:
     log:
         "logs/pages/partial.log",
