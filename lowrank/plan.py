@@ -100,13 +100,14 @@ def print_plan(plan: dict[str, Any]) -> str:
     lines = []
     for name, study in plan["studies"].items():
         packs = [pack for pack in plan["packs"].values() if name in pack["owners"]]
-        runs = [run for run in plan["runs"].values() if name in run["owners"]]
+        runs = [run for run in plan["runs"].values() if name in run["owners"] and not run["extended"]]
         steps = sum(run["steps"] for run in runs)
-        size = f"{len(runs)} runs in {len(packs)} packs, {steps} steps"
+        size = f"{len(runs)} runs in {len(packs) - sum(pack['extended'] for pack in packs)} packs, {steps} steps"
         lines.append(f"{name} ({plan['scale']}): {size}, about {study['minutes']:g} min")
         for pack in packs:
             how = told([(len(stack["members"]), stack["why"]) for stack in pack["stacks"]])
-            lines.append(f"  {pack['name']}: {len(pack['members'])} runs, {how}")
+            beyond = "; target extended" if pack["extended"] else ""
+            lines.append(f"  {pack['name']}: {len(pack['members'])} runs, {how}{beyond}")
     return "\n".join(lines)
 
 
