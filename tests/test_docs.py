@@ -69,7 +69,8 @@ def test_the_scales_of_cards_are_those_of_the_studies() -> None:
         for scale, record in yaml.safe_load(path.read_text())["scales"].items():
             named = [record["base"][section]["card"] for section in ("model", "data")]
             named += [asked.data.card for asked in evaluations(study, scale).values() if asked.data is not None]
-            for grid in (grid for grids in record["sweeps"].values() for grid in grids):
+            sweeps = [record["sweeps"], record.get("extended", {}).get("sweeps", {})]
+            for grid in (grid for part in sweeps for grids in part.values() for grid in grids):
                 values = [grid.get("model.card", []), grid.get("data.card", [])]
                 named += [name for value in values for name in (value if isinstance(value, list) else [value])]
             for card in (card for name in named for card in with_origins(name)):
