@@ -50,8 +50,9 @@ check: $(READY) ## style, types and workflow lint, in under a minute
 	@$(RUN) snakefmt --check workflow
 	@$(RUN) snakemake --lint
 
-bench: $(READY) ## all methods beside their peers, about 8 minutes of one core; writes benchmarks/results/ and the README's table
+bench: $(READY) ## all benchmarks, about 15 minutes of a quiet machine; writes benchmarks/results/ and the README's tables
 	@$(RUN) python -m benchmarks.methods
+	@$(RUN) python -m benchmarks.sweep
 
 freeze: main ## the main job, then its tables and figures into docs/frozen/ and the README
 	@$(RUN) python docs/freeze.py

@@ -6,23 +6,28 @@ Writes results/sweep.json, a page, a figure and the README's part of it. `--quic
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.growth import choices, growth
+from benchmarks.isolated import isolated
 from benchmarks.sweep_job import POINTS, SHAPES
-from benchmarks.sweep_tables import RESULT, Growth, Sweep, Way, WholeSweep, page, write_pages
+from benchmarks.sweep_records import Sweep, Taken, Way, WholeSweep
+from benchmarks.sweep_tables import RESULT, load, page, write_pages
+from benchmarks.threads import threads
+from lowrank.errors import ConfigError
 from lowrank.files import REPOSITORY, write_json
 from lowrank.measure import device_facts
 from lowrank.provenance import provenance
-
-HOST_BOUND = {"layers": 6, "width": 32, "hidden": 128, "vocabulary": 64, "rows": 1, "tokens": 4, "steps": 100}
-"""So small that the host's own work is all there is, as on a GPU with small batches."""
+from lowrank.strict import Strict
 
 
 def process(way: str, shape: str, *extra: str) -> tuple[float, int]:
@@ -78,70 +83,71 @@ def floor(shape: dict[str, Any]) -> tuple[float, float]:
     return float(counted.get_total_flops() * shape["steps"]), 2 * n**3 / best
 
 
-def growth(rounds: int) -> list[Growth]:
-    """A step's time and saved bytes against pack size, rank, width and length of a text."""
-    import torch
+def whole_sweeps(peers: int, quick: bool) -> list[WholeSweep]:
+    """All shapes."""
+    return [whole_sweep(name, peers) for name in (["tiny"] if quick else ["small", "encoder"])]
 
-    from benchmarks.sweep_job import attached, batches, peer_model, stack
-    from lowrank.measure.storages import model_tensors, saved_tensors, storage_bytes
 
-    torch.set_num_threads(1)
-    encoder = SHAPES["encoder"]
-    cases: list[tuple[str, int, dict[str, Any], int, int]] = []
-    cases += [("members, host-bound", k, HOST_BOUND, 8, k) for k in (1, 2, 4, 8, 16, 32)]
-    cases += [("members, encoder", k, encoder, 8, k) for k in (1, 2, 4, 8)]
-    cases += [("rank", rank, encoder, rank, 4) for rank in (4, 16, 64)]
-    cases += [("width", w, {**encoder, "width": w, "hidden": 4 * w}, 8, 4) for w in (128, 256, 512)]
-    cases += [("tokens", t, {**encoder, "tokens": t}, 8, 4) for t in (12, 24, 48)]
-    found = []
-    for axis, value, shape, rank, members in cases:
-        step = stack(shape, [(rank, 1e-4)] * members)
-        model = attached(shape, rank).attached
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-        peer, peer_optimizer = peer_model(shape, rank)
-        batch = batches({**shape, "steps": 1})[0]
+PARTS: dict[str, Callable[[int, bool], Sequence[Strict]]] = {
+    "sweeps": whole_sweeps,
+    "growth": growth,
+    "choices": choices,
+    "threads": threads,
+}
+"""Field of the result -> what measures it, given how often."""
 
-        def alone(model: Any = model, optimizer: Any = optimizer, batch: Any = batch) -> None:
-            model(**batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+OFTEN = {"sweeps": 3, "growth": 5, "choices": 7, "threads": 3}
+"""Processes of the peer for each shape; rounds."""
 
-        arms: dict[str, Any] = {"stack": lambda step=step, batch=batch: step(batch), "alone": alone}
-        arms["peer"] = lambda m=peer, o=peer_optimizer, b=batch, alone=alone: alone(m, o, b)
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
-        for number in range(rounds + 1):
-            for name, arm in arms.items():
-                began = time.process_time()
-                for _ in range(members if name != "stack" and shape is HOST_BOUND else 1):
-                    arm()
-                cost = time.process_time() - began
-                if number:
-                    seconds[name].append(cost if name == "stack" or shape is HOST_BOUND else cost * members)
-        with saved_tensors() as saved:
-            loss = model(**batch).loss
-        held = storage_bytes(saved.held(), exclude=list(model_tensors(model)))
-        del loss
-        found.append(Growth.of(axis, value, members, seconds, held))
-    return found
+
+def measure(names: list[str], quick: bool) -> Sweep:
+    """Runs these parts, each in a process of its own."""
+    importlib.import_module("peft")  # here, since each part starts as a copy of this process
+    device, taken = device_facts(), {}
+    found: dict[str, Any] = {}
+    for name in names:
+        before, began = os.getloadavg()[0], os.times()
+        found[name], _ = isolated(PARTS[name], 1 if quick else OFTEN[name], quick)
+        used = [after - start for after, start in zip(os.times()[:4], began[:4], strict=True)]
+        taken[name] = Taken(
+            date=date.today().isoformat(),
+            commit=provenance()["commit"],
+            cpu_s=sum(used),
+            load=(before, os.getloadavg()[0]),
+        )
+        print(f"{name}: {sum(used):.0f} CPU seconds", file=sys.stderr)
+    return Sweep(
+        cpu=str(device["cpu_model"]),
+        cores=int(device["cores"] or 0),
+        versions={package: version(package) for package in ("torch", "transformers", "peft")},
+        taken=taken,
+        **{name: tuple(values) for name, values in found.items()},
+    )
+
+
+def replaced(old: Sweep, new: Sweep) -> Sweep:
+    """The old result with the parts of the new one.
+
+    Raises:
+        ConfigError: the new one is of another machine or of other packages.
+    """
+    for what in ("cpu", "cores", "versions"):
+        before, now = getattr(old, what), getattr(new, what)
+        if before != now:
+            raise ConfigError(f"benchmarks: {what} {now!r}, the result has {before!r}; allowed: a run of all parts")
+    fresh = {name: getattr(new, name) for name in new.taken}
+    return old.model_copy(update={**fresh, "taken": {**old.taken, **new.taken}})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description="A whole sweep, four ways.")
     parser.add_argument("--quick", action="store_true", help="a tiny shape: whether everything runs")
-    parser.add_argument("--peers", type=int, default=3, help="processes of the peer that are run for each shape")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts, put into the result")
     parser.add_argument("--output", type=Path, help=f"a JSON file; otherwise {RESULT.name}")
     told = parser.parse_args()
-    load = os.getloadavg()[0]
-    names = ["tiny"] if told.quick else ["small", "encoder"]
-    result = Sweep(
-        date=date.today().isoformat(),
-        commit=provenance()["commit"],
-        cpu=str(device_facts()["cpu_model"]),
-        versions={package: version(package) for package in ("torch", "transformers", "peft")},
-        load=load,
-        sweeps=tuple(whole_sweep(name, 1 if told.quick else told.peers) for name in names),
-        growth=() if told.quick else tuple(growth(5)),
-    )
+    result = measure(told.only, told.quick)
+    if not (told.quick or told.output or set(told.only) == set(PARTS)):
+        result = replaced(load(), result)
     print(page(result))
     if told.output or not told.quick:
         write_json(told.output or RESULT, result.model_dump())

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from benchmarks.records import Spread
+from benchmarks.sweep_records import Sweep, Threads, WholeSweep
 from lowrank.files import REPOSITORY, read_json, write_text
-from lowrank.strict import Strict
 
 RESULT = Path(__file__).parent / "results" / "sweep.json"
 PAGE, FIGURE = RESULT.with_suffix(".md"), RESULT.with_suffix(".svg")
@@ -26,74 +25,20 @@ GOALS = {
 FLOOR = 1.5
 """Training in stacks, start-up taken out, over the floor, at most; on the encoder."""
 
+CHOICES = (
+    "Members together beside the same one after another: LoRA of rank 8 on a BERT. Where the planner's choice is 1, "
+    "runs train alone, and the rows say what company would have cost; elsewhere they show two members, the choice, and "
+    "twice as many."
+)
+
+THREADS = (
+    "Two packs on one thread each, one pack on two threads, two packs on two threads each; a pack is a stack as large "
+    "as the planner makes it. The CPU seconds are those of the slowest process's calling thread, which waits without "
+    "computing: what the wall clock would show on a machine that nobody else uses, or a little less."
+)
+
 HOST_BOUND = {8: 6.0, 32: 15.0}
 """Members -> steps a second over PEFT's, at least, where the host is the limit."""
-
-
-class Way(Strict):
-    """One way through a sweep."""
-
-    name: str
-    runs: int
-    """That were trained; the peer's are measured on some of the points."""
-    cpu_s: float
-    """CPU seconds a run, start-up included."""
-    peak: int
-    """Bytes: the largest resident memory of a process."""
-
-
-class WholeSweep(Strict):
-    """One shape."""
-
-    name: str
-    shape: dict[str, Any]
-    ways: tuple[Way, ...]
-    floor_s: float
-    """A run's operations at the machine's measured rate."""
-    flops_a_second: float
-
-
-class Growth(Strict):
-    """A step at one place of an axis."""
-
-    axis: str
-    value: int
-    members: int
-    stack_ms: Spread
-    over_alone: Spread
-    """Members' steps a second over those of our own runs alone."""
-    over_peer: Spread
-    """The same over PEFT's."""
-    saved_bytes: int
-    """For the backward pass, a member."""
-
-    @classmethod
-    def of(cls, axis: str, value: int, members: int, seconds: dict[str, list[float]], saved: int) -> Growth:
-        own = seconds["stack"]
-        ratios = {
-            name: Spread.of([a / b for a, b in zip(seconds[name], own, strict=True)]) for name in ("alone", "peer")
-        }
-        return cls(
-            axis=axis,
-            value=value,
-            members=members,
-            stack_ms=Spread.of([1e3 * s for s in own]),
-            over_alone=ratios["alone"],
-            over_peer=ratios["peer"],
-            saved_bytes=saved,
-        )
-
-
-class Sweep(Strict):
-    """One run of the benchmark."""
-
-    date: str
-    commit: str | None
-    cpu: str
-    versions: dict[str, str]
-    load: float
-    sweeps: tuple[WholeSweep, ...]
-    growth: tuple[Growth, ...]
 
 
 def load() -> Sweep:
@@ -121,28 +66,37 @@ def goals(result: Sweep) -> list[tuple[str, float, float, bool]]:
             per_run = one.stack_ms.median / 1e3 / one.members * sweep.shape["steps"]
             over = round(per_run / sweep.floor_s, 2)
             found.append(("encoder: a step in a stack of 8 over the floor, at most", over, FLOOR, over <= FLOOR))
+    picked = [choice for choice in result.choices if choice.members == choice.chosen]
+    if picked:
+        worst = round(min(choice.over_alone.median for choice in picked), 2)
+        what = f"what the planner stacks, at {len(picked)} sizes: the smallest gain over one after another"
+        found.append((what, worst, 1.0, worst >= 1.0))
     return found
 
 
 def page(result: Sweep) -> str:
     """The page."""
-    blocks = [
-        "# A whole sweep, four ways",
-        "Written by `python -m benchmarks.sweep`; edit nothing here.",
-        _told(result),
-    ]
+    blocks = ["# A whole sweep, four ways", "Written by `python -m benchmarks.sweep`; edit nothing here."]
+    blocks.append(_machine(result))
     for sweep in result.sweeps:
         blocks += [f"## {sweep.name}", _setting(sweep), _ways(sweep)]
+    if result.sweeps:
+        blocks.append(_taken(result, "sweeps"))
     if result.growth:
         blocks += ["## How the cost grows", f"![how the cost grows]({FIGURE.name})", _growth(result)]
-        blocks += ["## Goals", _goals(result)]
-    return "\n\n".join(blocks) + "\n"
+        blocks.append(_taken(result, "growth"))
+    if result.choices:
+        blocks += ["## What the planner chooses", CHOICES, _choices(result), _taken(result, "choices")]
+    if result.threads:
+        blocks += ["## Threads", THREADS, _threads(result), _taken(result, "threads")]
+    return "\n\n".join([*blocks, "## Goals", _goals(result)]) + "\n"
 
 
 def show(text: str, result: Sweep) -> str:
     """The README with what stands between its markers written anew."""
-    more = f"Every way's seconds and memory, and how the cost grows: [{PAGE.name}](benchmarks/results/{PAGE.name})."
-    block = f"{_told(result)}\n\n{_goals(result)}\n\n{more}"
+    place = f"[{PAGE.name}](benchmarks/results/{PAGE.name})"
+    more = f"Every way's seconds and memory, how the cost grows, when stacking pays, and threads: {place}."
+    block = "\n\n".join([f"{_machine(result)} {_taken(result, 'sweeps')}", _goals(result), more])
     return MARKED.sub(lambda match: f"{match[1]}\n{block}\n{match[2]}", text)
 
 
@@ -181,11 +135,20 @@ def draw(result: Sweep) -> None:
     pyplot.close(figure)
 
 
-def _told(result: Sweep) -> str:
+def _machine(result: Sweep) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in result.versions.items())
     return (
-        f"CPU seconds of whole processes with one thread, imports included, measured on {result.date} at "
-        f"{result.commit} on {result.cpu} while {result.load:.1f} processes were busy; {versions}. No GPU has run this."
+        f"CPU seconds of one thread, but for the section on threads, on {result.cores} cores of {result.cpu}; "
+        f"{versions}. No GPU has run this."
+    )
+
+
+def _taken(result: Sweep, part: str) -> str:
+    taken = result.taken[part]
+    before, after = taken.load
+    return (
+        f"Measured on {taken.date} at {taken.commit} in {taken.cpu_s:.0f} CPU seconds, while {before:.1f} to "
+        f"{after:.1f} processes were busy."
     )
 
 
@@ -221,6 +184,36 @@ def _growth(result: Sweep) -> str:
         "| axis | value | members | step, CPU ms | over ours alone | over PEFT | saved a member, MiB |\n" + "|---" * 2
     )
     return "\n".join([head + "|--:" * 5 + "|", *rows])
+
+
+def _choices(result: Sweep) -> str:
+    rows = [
+        f"| {c.layers} | {c.width} | {c.tokens} | {c.chosen} | {c.members} | {_spread(c.over_alone)} |"
+        for c in result.choices
+    ]
+    head = "| layers | width | tokens a member | the planner's choice | members | over one after another |\n"
+    return "\n".join([head + "|--:" * 6 + "|", *rows])
+
+
+def _threads(result: Sweep) -> str:
+    rows = []
+    for t in result.threads:
+        one = next(o for o in result.threads if (o.shape, o.processes, o.threads) == (t.shape, 2, 1))
+        rows.append(
+            f"| {t.shape} | {t.processes} | {t.threads} | {_spread(t.wall_s)} | {_spread(t.busy_s)} "
+            f"| {_of(t, one, 'wall_s')} | {_of(t, one, 'busy_s')} |"
+        )
+    head = (
+        "| shape | packs at once | threads of each | wall s | CPU s of a calling thread | packs a wall second "
+        "| packs a CPU second |\n"
+    )
+    return "\n".join([head + "|---" + "|--:" * 6 + "|", *rows])
+
+
+def _of(way: Threads, one: Threads, clock: str) -> str:
+    """Packs a second, over those of two packs on one thread each."""
+    own, theirs = getattr(way, clock).median, getattr(one, clock).median
+    return f"{way.processes / own * theirs / one.processes:.2f}"
 
 
 def _goals(result: Sweep) -> str:

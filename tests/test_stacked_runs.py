@@ -106,7 +106,7 @@ def test_the_same_answer_as_alone(steps: int, sizes: list[int]) -> None:
 )
 def test_parts_and_batch_sizes(chain: Any, train: dict[str, Any], sizes: list[int]) -> None:
     """40 rows, so that the last batch of an epoch is a short one."""
-    found = specs(chain, steps=8, **train)
+    found = specs(chain, steps=20, **train)
     train_pack(pack_of(*found), StopFlag())
     assert set(sizes) == {3}
     train_alone(found)

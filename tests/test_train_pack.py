@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lowrank import files
@@ -19,7 +20,7 @@ from lowrank.run_folder import RUNS, WEIGHTS, forget, read_spec
 from lowrank.signals import StopFlag
 from lowrank.train.history import read_history, write_history
 from lowrank.train.loop import Loop
-from lowrank.train.pack import train_pack
+from lowrank.train.pack import Pack, train_pack
 from lowrank.train.schedules import schedule
 from tests.test_train_resume import StopAt, assert_same
 from tests.training_lab import history, manifest, pack_of, run_spec
@@ -65,6 +66,31 @@ def test_a_member_is_trained_as_if_alone(chain: Any) -> None:
         train_pack(pack_of(spec, runs=Path("second"), work=Path("work2")), StopFlag())
     for member in pack_of(*specs).members:
         assert_same(member.run)
+
+
+def test_a_pack_computes_with_the_threads_of_its_job(steps: list[int]) -> None:
+    """However many the machine, or an earlier job in the process, has; Snakemake tells all other libraries."""
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Loop, "settle", lambda self: seen.append(torch.get_num_threads()))
+            train_pack(pack_of(run_spec("lora", steps=1), threads=2), StopFlag())
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {2}
+
+
+def test_a_finished_member_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are still to be trained: weights can be gigabytes."""
+    found = [run_spec("full", steps=1, lr=lr) for lr in (1e-2, 1e-3, 1e-4, 1e-5)]
+    train_pack(pack_of(found[0]), StopFlag())
+    asked: list[str] = []
+    inner = Pack.is_finished
+    monkeypatch.setattr(Pack, "is_finished", lambda self, member: asked.append(member.run) or inner(self, member))
+    pack = pack_of(*found)
+    train_pack(pack, StopFlag())
+    assert [asked.count(member.run) for member in pack.members] == [1, 2, 2, 2]  # once more when its turn has come
 
 
 def test_a_finished_member_is_skipped(steps: list[int]) -> None:
