@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.models import multiplies_bf16
 from benchmarks.paired import alternate
 from benchmarks.sweep_job import SHAPES, attached, batches, peer_model, stack
 from benchmarks.sweep_records import Choice, Growth
@@ -15,6 +16,9 @@ from lowrank.stacks import MOST, TOKENS_AT_ONCE
 
 HOST_BOUND = {"layers": 6, "width": 32, "hidden": 128, "vocabulary": 64, "rows": 1, "tokens": 4, "steps": 1000}
 """So small that the host's own work is all there is, as on a GPU with small batches."""
+
+SMALL = {"layers": 4, "width": 256, "hidden": 1024, "vocabulary": 8000, "rows": 8, "tokens": 64, "steps": 1000}
+"""Large enough for products to take most of a step."""
 
 Step = Callable[[], None]
 
@@ -25,6 +29,9 @@ def growth(rounds: int, quick: bool) -> list[Growth]:
     cases: list[tuple[str, int, dict[str, Any], int, int]] = []
     cases += [("members, host-bound", k, HOST_BOUND, 8, k) for k in (1, 2, 4, 8, 16, 32)]
     cases += [("members, encoder", k, encoder, 8, k) for k in (1, 2, 4, 8)]
+    cases += [("members, 4 x 256", k, SMALL, 8, k) for k in (2, 4)]
+    if multiplies_bf16():
+        cases += [("members, 4 x 256 in bfloat16", k, {**SMALL, "dtype": "bfloat16"}, 8, k) for k in (2, 4)]
     cases += [("rank", rank, encoder, rank, 4) for rank in (4, 16, 64)]
     cases += [("width", w, {**encoder, "width": w, "hidden": 4 * w}, 8, 4) for w in (128, 256, 512)]
     cases += [("tokens", t, {**encoder, "tokens": t}, 8, 4) for t in (12, 24, 48)]

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.isolated import isolated
-from benchmarks.models import FULL, QUICK, Size
+from benchmarks.models import FULL, QUICK, Size, multiplies_bf16
 from benchmarks.records import Report, Section
 from benchmarks.sections import galore, hira_velora, lora, lte, nf4, peak, precision, sparse
 from benchmarks.tables import RESULT, load, tables, write_pages
@@ -42,13 +42,6 @@ SECTIONS: dict[str, Callable[[Size], Section]] = {
 }
 PEERS = ("peft", "galore_torch")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "galore-torch")
-
-
-def multiplies_bf16() -> str | None:
-    """The instruction set with which this CPU multiplies bfloat16 by itself; None where it has none."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
-    return next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)
 
 
 def measure(size: Size, names: list[str]) -> Report:

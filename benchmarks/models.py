@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -185,3 +186,10 @@ def peer_arm(model: nn.Module, batch: dict[str, Tensor], autocast: bool = False)
 
 
 Build = Callable[[], Arm]
+
+
+def multiplies_bf16() -> str | None:
+    """The instruction set with which this CPU multiplies bfloat16 by itself; None where it has none."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)

@@ -56,6 +56,9 @@ def whole_sweep(name: str, peers: int) -> WholeSweep:
     single = [process("peer", name, "--point", str(index * len(POINTS) // peers)) for index in range(peers)]
     peer_s = sum(cpu for cpu, _ in single) / peers
     ways.append(Way(name="a process a run: PEFT and Trainer", runs=peers, cpu_s=peer_s, peak=max(p for _, p in single)))
+    single = [process("apart", name, "--point", str(index * len(POINTS) // peers)) for index in range(peers)]
+    own_s = sum(cpu for cpu, _ in single) / peers
+    ways.append(Way(name="a process a run: ours", runs=peers, cpu_s=own_s, peak=max(p for _, p in single)))
     for label, way in (("one process, one after another", "apart"), ("one process, stacked", "together")):
         cpu, peak = process(way, name)
         ways.append(Way(name=label, runs=len(POINTS), cpu_s=cpu / len(POINTS), peak=peak))

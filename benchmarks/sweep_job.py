@@ -23,23 +23,27 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def build(shape: dict[str, Any]) -> Any:
-    """A BERT classifier with random weights, always the same, without dropout."""
+    """A BERT classifier with random weights, always the same, without dropout; in float32 if the shape says nothing."""
     import torch
     from transformers.models.bert.modeling_bert import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    return BertForSequenceClassification(
-        BertConfig(
-            hidden_size=shape["width"],
-            intermediate_size=shape["hidden"],
-            num_hidden_layers=shape["layers"],
-            num_attention_heads=max(2, shape["width"] // 64),
-            vocab_size=shape["vocabulary"],
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            num_labels=2,
+    return (
+        BertForSequenceClassification(
+            BertConfig(
+                hidden_size=shape["width"],
+                intermediate_size=shape["hidden"],
+                num_hidden_layers=shape["layers"],
+                num_attention_heads=max(2, shape["width"] // 64),
+                vocab_size=shape["vocabulary"],
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                num_labels=2,
+            )
         )
-    ).train()
+        .to(getattr(torch, shape.get("dtype", "float32")))
+        .train()
+    )
 
 
 def batches(shape: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from benchmarks.records import Spread
+from benchmarks.sweep_goals import goals
 from benchmarks.sweep_records import Sweep, Threads, WholeSweep
 from lowrank.files import REPOSITORY, read_json, write_text
 
@@ -14,17 +15,6 @@ PAGE, FIGURE = RESULT.with_suffix(".md"), RESULT.with_suffix(".svg")
 README = REPOSITORY / "README.md"
 MARKED = re.compile(r"(<!-- sweep -->\n).*?(<!-- /sweep -->)", re.DOTALL)
 
-GOALS = {
-    ("small", 0): (9.0, "PEFT and Trainer in a process a run"),
-    ("encoder", 0): (2.5, "PEFT and Trainer in a process a run"),
-    ("small", 1): (1.0, "one after another in one process"),
-    ("encoder", 1): (1.0, "one after another in one process"),
-}
-"""(shape, way) -> how many times faster the stacks should be than that way, at least."""
-
-FLOOR = 1.5
-"""Training in stacks, start-up taken out, over the floor, at most; on the encoder."""
-
 CHOICES = (
     "Members together beside the same one after another: LoRA of rank 8 on a BERT. Where the planner's choice is 1, "
     "runs train alone, and the rows say what company would have cost; elsewhere they show two members, the choice, and "
@@ -32,46 +22,16 @@ CHOICES = (
 )
 
 THREADS = (
-    "Two packs on one thread each, one pack on two threads, two packs on two threads each; a pack is a stack as large "
-    "as the planner makes it. The CPU seconds are those of the slowest process's calling thread, which waits without "
-    "computing: what the wall clock would show on a machine that nobody else uses, or a little less."
+    "One pack and two packs on one thread each, one pack on two threads, two packs on two threads each; a pack is a "
+    "stack as large as the planner makes it. The last columns compare with two packs on one thread each. The CPU seconds "
+    "are those of the slowest process's calling thread, which waits without computing: what the wall clock would show "
+    "on a machine that nobody else uses, or a little less."
 )
-
-HOST_BOUND = {8: 6.0, 32: 15.0}
-"""Members -> steps a second over PEFT's, at least, where the host is the limit."""
 
 
 def load() -> Sweep:
     """The committed result."""
     return Sweep.model_validate(read_json(RESULT))
-
-
-def goals(result: Sweep) -> list[tuple[str, float, float, bool]]:
-    """What is aimed at, what was measured, the limit, and whether it is met."""
-    found = []
-    for sweep in result.sweeps:
-        stacked = sweep.ways[-1]
-        for (name, index), (limit, than) in GOALS.items():
-            if name == sweep.name:
-                gain = round(sweep.ways[index].cpu_s / stacked.cpu_s, 2)
-                found.append((f"12-point sweep, {name}: stacked, times faster than {than}", gain, limit, gain >= limit))
-    for place in result.growth:
-        if place.axis == "members, host-bound" and place.members in HOST_BOUND:
-            gain, limit = round(place.over_peer.median, 2), HOST_BOUND[place.members]
-            what = f"host-bound: a stack of {place.members}, steps a second over PEFT's"
-            found.append((what, gain, limit, gain >= limit))
-    for sweep in result.sweeps:
-        one = next((g for g in result.growth if g.axis == "members, encoder" and g.members == 8), None)
-        if sweep.name == "encoder" and one is not None:
-            per_run = one.stack_ms.median / 1e3 / one.members * sweep.shape["steps"]
-            over = round(per_run / sweep.floor_s, 2)
-            found.append(("encoder: a step in a stack of 8 over the floor, at most", over, FLOOR, over <= FLOOR))
-    picked = [choice for choice in result.choices if choice.members == choice.chosen]
-    if picked:
-        worst = round(min(choice.over_alone.median for choice in picked), 2)
-        what = f"what the planner stacks, at {len(picked)} sizes: the smallest gain over one after another"
-        found.append((what, worst, 1.0, worst >= 1.0))
-    return found
 
 
 def page(result: Sweep) -> str:

@@ -14,7 +14,7 @@ from benchmarks.sweep_job import SHAPES, batches, stack
 from benchmarks.sweep_records import Threads
 from lowrank.stacks import TOKENS_AT_ONCE
 
-WAYS = ((2, 1), (1, 2), (2, 2))
+WAYS = ((1, 1), (2, 1), (1, 2), (2, 2))
 """(processes, threads of each)"""
 
 STEPS = {"small": 60, "encoder": 20, "tiny": 2}

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sweep_tables import FIGURE, PAGE, README, Sweep, goals, load, page, show
+from benchmarks.sweep_goals import goals
+from benchmarks.sweep_records import Choice, Spread, Sweep
+from benchmarks.sweep_tables import FIGURE, PAGE, README, load, page, show
 from lowrank.files import REPOSITORY, read_json
 
 
@@ -25,8 +27,18 @@ def test_a_missed_goal_is_shown_as_missed() -> None:
     slow = result.sweeps[0].ways[-1].model_copy(update={"cpu_s": 1e9})
     sweep = result.sweeps[0].model_copy(update={"ways": (*result.sweeps[0].ways[:-1], slow)})
     changed = result.model_copy(update={"sweeps": (sweep, *result.sweeps[1:])})
-    assert sum(not met for *_, met in goals(changed)) == sum(not met for *_, met in goals(result)) + 2
+    assert sum(not met for *_, met in goals(changed)) == sum(not met for *_, met in goals(result)) + 3
     assert "**missed**" in page(changed)
+
+
+def test_one_choice_that_is_slower_misses_the_goal() -> None:
+    result = load()
+    slow = Choice(
+        layers=1, width=1, tokens=1, members=4, chosen=4, over_alone=Spread(median=0.97, low=0.9, high=1.0, rounds=7)
+    )
+    assert "**missed**" not in page(result.model_copy(update={"sweeps": (), "growth": (), "threads": ()}))
+    changed = result.model_copy(update={"sweeps": (), "growth": (), "threads": (), "choices": (*result.choices, slow)})
+    assert "0.97 | 1 | **missed**" in page(changed)
 
 
 @pytest.mark.slow
@@ -35,5 +47,8 @@ def test_every_way_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.sweep", "--quick", "--output", str(output)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (sweep,) = Sweep.model_validate(read_json(output)).sweeps
-    assert [way.runs for way in sweep.ways] == [1, 12, 12]
+    found = Sweep.model_validate(read_json(output))
+    (sweep,) = found.sweeps
+    assert [way.runs for way in sweep.ways] == [1, 1, 12, 12]
+    assert found.taken.keys() == {"sweeps", "growth", "choices", "threads"}
+    assert all(getattr(found, part) for part in found.taken)
