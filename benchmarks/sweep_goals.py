@@ -50,10 +50,8 @@ def goals(result: Sweep) -> list[tuple[str, float, float, bool]]:
             over = round(per_run / sweep.floor_s, 2)
             found.append(("encoder: a step in a stack of 8 over the floor, at most", over, FLOOR, over <= FLOOR))
     for shape in dict.fromkeys(way.shape for way in result.threads):
-        one, two = (
-            next(w for w in result.threads if (w.shape, w.processes, w.threads) == (shape, n, 1)) for n in (1, 2)
-        )
-        gain = round(2 * one.wall_s.median / two.wall_s.median, 2)
+        walls = {way.processes: way.wall_s.median for way in result.threads if (way.shape, way.threads) == (shape, 1)}
+        gain = round(2 * walls[1] / walls[2], 2)
         what = f"{shape}: packs a second of two workers with a thread each, over one worker's, by the wall clock"
         found.append((what, gain, WORKERS, gain >= WORKERS))
     picked = [choice for choice in result.choices if choice.members == choice.chosen]

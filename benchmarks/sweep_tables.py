@@ -23,7 +23,7 @@ CHOICES = (
 
 THREADS = (
     "One pack and two packs on one thread each, one pack on two threads, two packs on two threads each; a pack is a "
-    "stack as large as the planner makes it. The last columns compare with two packs on one thread each. The CPU seconds "
+    "stack as large as the planner makes it. The last columns compare with two packs on one thread each. CPU seconds "
     "are those of the slowest process's calling thread, which waits without computing: what the wall clock would show "
     "on a machine that nobody else uses, or a little less."
 )
