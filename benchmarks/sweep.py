@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.growth import choices, growth
 from benchmarks.isolated import isolated
+from benchmarks.sweep_goals import APART, SHELL, SINGLE
 from benchmarks.sweep_job import POINTS, SHAPES
 from benchmarks.sweep_records import Sweep, Taken, Way, WholeSweep
 from benchmarks.sweep_tables import RESULT, load, page, write_pages
@@ -55,11 +56,11 @@ def whole_sweep(name: str, peers: int) -> WholeSweep:
     ways = []
     single = [process("peer", name, "--point", str(index * len(POINTS) // peers)) for index in range(peers)]
     peer_s = sum(cpu for cpu, _ in single) / peers
-    ways.append(Way(name="a process a run: PEFT and Trainer", runs=peers, cpu_s=peer_s, peak=max(p for _, p in single)))
+    ways.append(Way(name=SHELL, runs=peers, cpu_s=peer_s, peak=max(p for _, p in single)))
     single = [process("apart", name, "--point", str(index * len(POINTS) // peers)) for index in range(peers)]
     own_s = sum(cpu for cpu, _ in single) / peers
-    ways.append(Way(name="a process a run: ours", runs=peers, cpu_s=own_s, peak=max(p for _, p in single)))
-    for label, way in (("one process, one after another", "apart"), ("one process, stacked", "together")):
+    ways.append(Way(name=SINGLE, runs=peers, cpu_s=own_s, peak=max(p for _, p in single)))
+    for label, way in ((APART, "apart"), ("one process, stacked", "together")):
         cpu, peak = process(way, name)
         ways.append(Way(name=label, runs=len(POINTS), cpu_s=cpu / len(POINTS), peak=peak))
     flops, rate = floor(shape)

@@ -80,9 +80,10 @@ class Taken(Strict):
 
     date: str
     commit: str | None
-    cpu_s: float
-    load: tuple[float, float]
-    """Mean number of busy processes on the machine, before and after."""
+    cpu_s: float | None
+    """None where it was not recorded."""
+    load: tuple[float, ...]
+    """Mean number of busy processes on the machine: before, and after where that was recorded."""
 
 
 class Sweep(Strict):

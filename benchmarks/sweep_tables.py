@@ -105,10 +105,10 @@ def _machine(result: Sweep) -> str:
 
 def _taken(result: Sweep, part: str) -> str:
     taken = result.taken[part]
-    before, after = taken.load
+    busy = " to ".join(f"{value:.1f}" for value in taken.load)
+    seconds = "" if taken.cpu_s is None else f"in {taken.cpu_s:.0f} CPU seconds, "
     return (
-        f"Measured on {taken.date} at {taken.commit} in {taken.cpu_s:.0f} CPU seconds, while {before:.1f} to "
-        f"{after:.1f} processes were busy."
+        f"Measured on {taken.date} at {taken.commit or 'an unknown commit'}, {seconds}while {busy} processes were busy."
     )
 
 
@@ -178,8 +178,8 @@ def _of(way: Threads, one: Threads, clock: str) -> str:
 
 def _goals(result: Sweep) -> str:
     rows = [
-        f"| {what} | {measured:g} | {limit:g} | {'met' if met else '**missed**'} |"
-        for what, measured, limit, met in goals(result)
+        f"| {aim.what} | {'' if aim.measured is None else f'{aim.measured:g}'} | {aim.limit:g} | {aim.verdict} |"
+        for aim in goals(result)
     ]
     return "\n".join(["| goal | measured | limit | |\n|---|--:|--:|---|", *rows])
 
