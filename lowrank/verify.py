@@ -16,6 +16,7 @@ RESULTS = Path("results")
 STUDIES = RESULTS / "studies"
 REPORTS = Path("reports")
 SEALS = REPORTS / ".seals"
+INDEX = "index"
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,13 @@ class Fault:
 
 
 def seal_pages(page: str) -> None:
-    """Writes down the hashes of `reports/<page>.html` and of the pages below `reports/<page>/`."""
-    made = [REPORTS / f"{page}.html", *(REPORTS / page).rglob("*.html")]
-    names = [str(file.relative_to(REPORTS)) for file in made]
-    write_json(SEALS / f"{page}.json", {"files": hash_files(REPORTS, names)})
+    """Writes down the hashes of what a rule of pages made, by path from the current folder.
+
+    Of a study its page and the pages of its runs; of `index` the front page and the files over all studies.
+    """
+    made = [REPORTS / f"{page}.html", *(REPORTS / "runs" / page).rglob("*.html")]
+    made += [file for file in RESULTS.glob("*.*") if file.is_file()] if page == INDEX else []
+    write_json(SEALS / f"{page}.json", {"files": hash_files(Path(), list(map(str, made)))})
 
 
 def report() -> int:
@@ -121,7 +125,7 @@ def _score(folder: Path, file: Path) -> Fault | None:
 
 
 def _pages(seal: Path) -> Iterator[Fault | None]:
-    rule = "index" if seal.stem == "index" else f"page_{seal.stem}"
+    rule = INDEX if seal.stem == INDEX else f"page_{seal.stem}"
     remedy = f"snakemake --cores all --forcerun {rule} -- {REPORTS / seal.stem}.html"
     try:
         expected = dict(read_json(seal)["files"])
@@ -129,7 +133,7 @@ def _pages(seal: Path) -> Iterator[Fault | None]:
         yield Fault(str(seal), "names no pages, so it is damaged", rule, remedy)
         return
     for name, sha256 in expected.items():
-        page = REPORTS / name
+        page = Path(name)
         why = None if page.is_file() else "was made, but is not there"
         if why is None and (found := sha256_file(page)) != sha256:
             why = f"sha256 is {found}, was {sha256}"

@@ -26,14 +26,15 @@ def _outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seal(folder, facts)
     weights = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
     write_json(run / "eval" / "test-1.json", {"weights": weights})
-    for page in ("one.html", "one/lora-s0-1.html", "index.html"):
+    for page in ("one.html", "runs/one/lora-s0-1.html", "index.html"):
         write_text(Path("reports") / page, page)
+    write_text(Path("results/runs.csv"), "of all studies")
     seal_pages("one")
     seal_pages("index")
 
 
 def test_whole_outputs_have_no_fault() -> None:
-    assert verify() == (8, [])
+    assert verify() == (9, [])
 
 
 @pytest.mark.parametrize(
@@ -45,8 +46,9 @@ def test_whole_outputs_have_no_fault() -> None:
         ("resources/prepared/data-1/file", "prepare", "rm -r resources/prepared/data-1"),
         ("results/studies/one/file", "tables_one", "--forcerun tables_one -- one"),
         ("reports/one.html", "page_one", "--forcerun page_one -- reports/one.html"),
-        ("reports/one/lora-s0-1.html", "page_one", "--forcerun page_one -- reports/one.html"),
+        ("reports/runs/one/lora-s0-1.html", "page_one", "--forcerun page_one -- reports/one.html"),
         ("reports/index.html", "index", "--forcerun index -- reports/index.html"),
+        ("results/runs.csv", "index", "--forcerun index -- reports/index.html"),
     ],
 )
 @pytest.mark.parametrize("damage", ["changed", "gone"])

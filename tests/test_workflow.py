@@ -177,7 +177,7 @@ def test_snakemakes_own_report_holds_the_same(lab: Lab) -> None:
     assert "Report created" in said
     archive = (lab.folder / "archive.html").read_text()
     assert "System Message" not in archive, "a caption is not valid reStructuredText"
-    for artefact in ("fig1.svg", "fig3_ratio.svg", "fig1.html", "claims.json", "lr_ratio.html"):
+    for artefact in ("fig1.svg", "fig3_ratio.svg", "fig1.html", "claims.json", "lr_ratio.html", "index.html"):
         assert f"Adding {artefact}" in said
 
 

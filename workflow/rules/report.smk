@@ -67,7 +67,12 @@ rule index:
     input:
         [f"reports/{study}.html" for study in PLAN["studies"]],
     output:
-        "reports/index.html",
+        report(
+            "reports/index.html",
+            caption="../report/index.rst",
+            category="All studies",
+            labels={"what": "page", "name": "front page"},
+        ),
         "results/runs.csv",
         "results/claims.json",
         "results/references.bib",
