@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lowrank import plan
-from lowrank.files import REPOSITORY
+from lowrank.files import REPOSITORY, read_json, write_json
 from lowrank.needs import processes
 from lowrank.planning import Planner
 from lowrank.site import Site, demand
@@ -95,6 +96,28 @@ def test_a_process_is_killed(worker: int, pack: tuple[str, str]) -> None:
         assert running.stderr is not None
         assert f"process {worker} of 2 was killed by signal 9; the log says why" in running.stderr.read()
     assert not Path("results/runs").exists()
+
+
+@pytest.mark.slow
+def test_the_workflow_starts_as_many_as_its_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules are made in a loop, and a command that names the loop's variable would see the last pack's."""
+    monkeypatch.chdir(tmp_path)
+    path, made = plan.current_plan("smoke", ["velora"])
+    pack = next(pack for pack in made["packs"].values() if len(pack["members"]) > 3)
+    pack["processes"] = 2
+    write_json(path, made)
+    target = Path("results/runs", pack["members"][0], "manifest.json")
+    command = ["snakemake", "--snakefile", str(REPOSITORY / "workflow" / "Snakefile"), "--cores", "2"]
+    subprocess.run([*command, "--config", "scale=smoke", "studies=velora", "--", str(target)], check=True)
+    assert read_json(target)["provenance"]["processes"] == 2
+
+
+def test_no_rule_of_a_loop_names_its_variable_in_its_command() -> None:
+    rules = (REPOSITORY / "workflow" / "rules" / "train.smk").read_text()
+    commands = re.findall(r"shell:\n((?: +.*\n)+?)(?=\n| *for |\Z)", rules)
+    assert len(commands) == 2
+    for command in commands:
+        assert re.fullmatch(r'(\s*"[^"]*"\s*)+', command), command
 
 
 @pytest.mark.parametrize(

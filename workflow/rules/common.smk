@@ -52,11 +52,6 @@ def cpus(needs, processes=1):
     return processes * (SITE.gpu.cpus * needs["gpus"] or 1)
 
 
-def together(pack):
-    """The option with which several processes train each run of a pack."""
-    return f" --processes {pack['processes']}" if pack["processes"] > 1 else ""
-
-
 def count_jobs():
     """Jobs of `all`: fetch, prepare, train, score, tables, page, and the front page."""
     data = {

@@ -29,11 +29,11 @@ for pack in PLAN["packs"].values():
         params:
             pack=pack["name"],
             code=pack["code"],
+            processes=pack["processes"],
         message:
             f"train {pack['name']}: {len(pack['members'])} runs, {pack['steps']} steps"
         shell:
-            "lowrank --log {log:q} train {params.pack:q} --threads {threads}"
-            + together(pack)
+            "lowrank --log {log:q} train {params.pack:q} --threads {threads} --processes {params.processes}"
 
     for evaluation in pack["evaluations"] if pack["keep_weights"] else []:
 
