@@ -48,7 +48,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
         titles = model_card(spec.model.card).title, data_card(spec.data.card).title
         row: dict[str, Any] = {"arm": point.arm, "run": run, "pack": "p", "status": "ok", "cause": "", **point.axes}
         row |= {"seed": spec.seed, **shown(spec, *titles), "device": "cpu"}
-        for name in ("best_val_loss", "last_train_loss", "train_time_s", "trainable_parameters"):
+        for name in ("best_val_loss", "last_train_loss", "mean_train_loss", "train_time_s", "trainable_parameters"):
             row[name] = 1 + rng.random()
         for label, asked in study.evaluations.items():
             if not asked.arms or point.arm in asked.arms:

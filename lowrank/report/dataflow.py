@@ -93,53 +93,53 @@ def draw(context: Context, name: str) -> Figure:
     panels = [(str(label), rows.to_dict("records")) for label, rows in found.groupby("label", sort=False)]
     columns = min(2, len(panels))
     with matplotlib.rc_context(SETTINGS):
-        drawing = Figure(figsize=(4.6 * columns, 3.1 * math.ceil(len(panels) / columns)), layout="constrained")
+        drawing = Figure(figsize=(4.6 * columns, 2.7 * math.ceil(len(panels) / columns)), layout="constrained")
         for index, (label, rows) in enumerate(panels, 1):
             axes = drawing.add_subplot(math.ceil(len(panels) / columns), columns, index)
             axes.set_axis_off()
             axes.set_xlim(0, 10)
-            axes.set_ylim(0, 10)
-            axes.set_title(label, loc="left", fontsize=10)
+            axes.set_ylim(1, 10)
+            axes.set_title(label, loc="left", fontsize=11)
             _panel(axes, rows)
     return drawing
 
 
 def _panel(axes: Axes, rows: list[dict[Any, Any]]) -> None:
     role = {kind: [row for row in rows if row["role"] == kind] for kind in (INPUT, BASE, ADAPTER, OUTPUT)}
-    inside = rows[0]["way"] == INSIDE
-    _box(axes, 0.9, 5.0, 1.6, role[INPUT], MUTED)
-    _box(axes, 4.2, 7.6, 3.3, role[BASE], INK)
-    _arrow(axes, (1.7, 5.2), (2.5, 7.2))
-    sum_at = (7.4, 5.0)
+    added = bool(role[ADAPTER]) and rows[0]["way"] != INSIDE
+    _box(axes, 1.0, 5.0, 1.8, role[INPUT], MUTED)
+    _box(axes, 4.5, 7.4, 4.1, role[BASE], INK)
+    _box(axes, 9.0, 5.0, 1.8, role[OUTPUT], MUTED)
+    _arrow(axes, (1.6, 5.6), (2.4, 7.0))
+    if not added:
+        _arrow(axes, (6.6, 7.0), (8.4, 5.7))
     if role[ADAPTER]:
-        _box(axes, 4.2, 2.4, 3.3, role[ADAPTER], SERIES[0])
-        if inside:
-            _arrow(axes, (4.2, 3.7), (4.2, 6.1))
-            axes.text(4.4, 4.9, "⊙", fontsize=13, va="center", color=INK)
-        else:
-            _arrow(axes, (1.7, 4.8), (2.5, 2.8))
-            _arrow(axes, (5.9, 2.8), (7.1, 4.6))
-    _arrow(axes, (5.9, 7.2), (7.1, 5.4))
-    sign = "+" if role[ADAPTER] and not inside else ""
-    axes.text(*sum_at, sign or "·", fontsize=14, ha="center", va="center", color=INK)
-    _arrow(axes, (7.75, 5.0), (8.3, 5.0))
-    _box(axes, 9.15, 5.0, 1.6, role[OUTPUT], MUTED)
+        _box(axes, 4.5, 2.4, 4.1, role[ADAPTER], SERIES[0])
+    if added:
+        _arrow(axes, (1.6, 4.4), (2.4, 2.8))
+        _arrow(axes, (6.6, 2.8), (7.1, 4.5))
+        _arrow(axes, (6.6, 7.0), (7.1, 5.5))
+        axes.text(7.3, 5.0, "+", fontsize=16, ha="center", va="center", color=INK)
+        _arrow(axes, (7.55, 5.0), (8.05, 5.0))
+    elif role[ADAPTER]:
+        _arrow(axes, (4.5, 3.5), (4.5, 6.2))
+        axes.text(4.75, 4.85, "⊙", fontsize=16, va="center", color=INK)
 
 
 def _box(axes: Axes, x: float, y: float, width: float, rows: list[dict[Any, Any]], colour: str) -> None:
     """One box for the tensors of a role: name, shape and type of each."""
     lines = [_line(row) for row in rows]
-    height = 0.55 + 0.62 * len(lines)
+    height = 0.55 + 0.72 * len(lines)
     corner = (x - width / 2, y - height / 2)
     axes.add_patch(
         FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.05,rounding_size=0.2", fc=PAPER, ec=colour, lw=1.2)
     )
-    axes.text(x, y, "\n".join(lines), fontsize=6.6, ha="center", va="center", color=INK, linespacing=1.35)
+    axes.text(x, y, "\n".join(lines), fontsize=9.4, ha="center", va="center", color=INK, linespacing=1.3)
 
 
 def _line(row: dict[Any, Any]) -> str:
     kind = row.get("dtype")
-    return f"{row['tensor']}  {row['shape']}" + (f"  {kind}" if isinstance(kind, str) else "")
+    return f"{row['tensor']} {row['shape']}" + (f" {kind}" if isinstance(kind, str) else "")
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

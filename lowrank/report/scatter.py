@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from lowrank.report.context import Context, figure
 from lowrank.report.figures import bars_of, sheet
@@ -17,13 +18,23 @@ from lowrank.report.kinds import Scatter
 from lowrank.report.style import MUTED, SETTINGS, in_order, looks
 from lowrank.report.text import number
 
-PLACES = (
-    ((7, 0), "left", "center"),
-    ((0, 8), "center", "bottom"),
-    ((0, -8), "center", "top"),
-    ((-7, 0), "right", "center"),
+SIDES = (
+    ((1, 0), "left", "center"),
+    ((0, 1), "center", "bottom"),
+    ((0, -1), "center", "top"),
+    ((-1, 0), "right", "center"),
+    ((0.7, 0.7), "left", "bottom"),
+    ((0.7, -0.7), "left", "top"),
+    ((-0.7, 0.7), "right", "bottom"),
+    ((-0.7, -0.7), "right", "top"),
 )
 """Where a label may stand around its point, in the order of preference."""
+
+MARKER = 5
+"""Half the width of a point, in pixels."""
+
+DISTANCES = (8, 20, 32, 44, 56, 68)
+"""How far off, in points; a label that does not stand beside its point has a line to it."""
 
 
 @figure(Scatter)
@@ -59,18 +70,28 @@ def _words(row: pd.Series[Any], view: Scatter, context: Context) -> str:
 
 
 def _labels(drawing: Figure, axes: Axes, points: list[tuple[float, float, str, str]]) -> None:
-    """Each label at the first place where it covers neither a point nor another label."""
+    """Each label at the nearest place where it covers no point, interval or other label, if there is one."""
     drawing.draw_without_rendering()
-    taken = [axes.transData.transform((x, y)) for x, y, _, _ in points]
-    boxes: list[Any] = []
+    to_pixels = axes.transData.transform
+    taken = [Bbox([to_pixels((x, y))] * 2).padded(MARKER) for x, y, _, _ in points]
+    bars = [bars for bars in axes.collections if isinstance(bars, LineCollection)]
+    taken += [Bbox(to_pixels(segment)).padded(1) for one in bars for segment in one.get_segments()]
+    places = [(distance, side) for distance in DISTANCES for side in SIDES]
     for x, y, text, colour in sorted(points, key=lambda point: -point[1]):
-        for (offset, across, up), last in zip(PLACES, itertools.chain([False] * (len(PLACES) - 1), [True])):
-            written = axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=across, va=up,
+        for distance, ((right, up), across, along) in places:
+            off = (right * distance, up * distance)
+            written = axes.annotate(text, (x, y), xytext=off, textcoords="offset points", ha=across, va=along,
                                     fontsize="small", color=colour)  # fmt: skip
             box = written.get_window_extent()
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= drawing.bbox.x1
-            free = not any(box.overlaps(other) for other in boxes) and not any(box.contains(*point) for point in taken)
-            if (inside and free) or last:
-                boxes.append(box)
+            inside &= axes.bbox.y0 <= box.y0 and box.y1 <= drawing.bbox.y1
+            if (inside and not any(box.overlaps(other) for other in taken)) or (
+                distance,
+                ((right, up), across, along),
+            ) == places[-1]:
                 break
             written.remove()
+        taken.append(box)
+        if distance > DISTANCES[0]:
+            axes.annotate("", (x, y), xytext=off, textcoords="offset points",
+                          arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7})  # fmt: skip
