@@ -80,6 +80,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield request.param
 
 
+@pytest.mark.timeout(1200)  # a whole study, on a machine that others may use
 def test_what_the_commands_ask_for_is_made_at_smoke_scale(made: str) -> None:
     with (STUDIES / made / "runs.csv").open() as file:
         runs = list(csv.DictReader(file))
