@@ -46,17 +46,30 @@ def commands(page: Path) -> list[list[str]]:
     return commands_in(page.read_text())
 
 
-def commands_in(text: str) -> list[list[str]]:
-    """The same for a piece of a page."""
-    blocks = [block for name, block in FENCE.findall(text) if name == "bash"]
+def commands_in(text: str, language: str = "bash") -> list[list[str]]:
+    """The same for a piece of a page, or for blocks in another language."""
+    blocks = [block for name, block in FENCE.findall(text) if name == language]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def submitted() -> list[str]:
+    """The calls of Snakemake in plain blocks, made on a cluster; those that name a placeholder are left out."""
+    told = [words for page in PAGES for words in commands_in(page.read_text(), "") if words[0] == "snakemake"]
+    return [call for call in dict.fromkeys(map(shlex.join, told)) if "<" not in call]
+
+
+def in_passing(page: Path) -> list[str]:
+    """What stands between single backticks, in indented lines and in plain blocks."""
+    plain = [line.split(" #")[0].strip() for text in blocks(page, "") for line in text.splitlines()]
+    indented = re.findall(r"^ {4}(\S.*?)(?: #.*)?$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return [*inline(page), *plain, *indented]
 
 
 def all_commands(tool: str) -> list[str]:
     """The different commands of all pages that call a tool, in blocks, settings of the environment left out."""
     found = {}
-    for page in PAGES:
+    for page in [*PAGES, *OTHERS]:
         for words in commands(page):
             rest = words[sum(1 for _ in _settings(words)) :]
             if rest[0] == tool:

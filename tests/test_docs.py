@@ -20,8 +20,8 @@ from lowrank.cli import app
 from lowrank.errors import ConfigError, IntegrityError
 from lowrank.methods.part import HOOKS
 from lowrank.sources import TrainedSource
-from lowrank.study import evaluations, load_study
-from tests.doc_pages import OTHERS, PAGES, ROOT, anchors, blocks, inline, links, shown
+from lowrank.study import evaluations, load_study, studies
+from tests.doc_pages import OTHERS, PAGES, ROOT, anchors, blocks, in_passing, inline, links, shown
 
 EXAMPLE_PART = "vera"
 
@@ -120,12 +120,18 @@ def test_the_documents_flags_are_ours_with_their_defaults() -> None:
 def test_commands_named_in_passing_exist(page: Path) -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for text in inline(page):
-        tool, *words = text.split()
-        if tool == "lowrank" and words:
+    rules = "".join(path.read_text() for path in [ROOT / "workflow" / "Snakefile", *(ROOT / "workflow").rglob("*.smk")])
+    for text in in_passing(page):
+        tool, *words = text.split() or [""]
+        if tool == "lowrank" and words and re.fullmatch(r"[a-z]+", words[0]):
             assert words[0] in known, text
         if tool == "make":
             assert {word for word in words if "=" not in word} <= targets, text
+        if text.startswith("python -m "):
+            assert importlib.util.find_spec(words[1]), text
+        if tool == "snakemake" and "--" in words:
+            for target in words[words.index("--") + 1 :]:
+                assert target in studies() or f"rule {target}:" in rules or target.startswith("results/"), text
 
 
 def script(name: str) -> ModuleType:

@@ -25,6 +25,7 @@ from tests.doc_pages import (
     commands,
     settings,
     shown,
+    submitted,
     worked_examples,
 )
 from tests.workflow_lab import Lab, planned
@@ -79,7 +80,7 @@ def test_make(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", all_commands("snakemake"))
+@pytest.mark.parametrize("command", [*all_commands("snakemake"), *submitted()])
 def test_snakemake(lab: Lab, command: str) -> None:
     said = lab.snakemake("-n", *shlex.split(command)[1:])
     assert planned(said, "total") > 0, "nothing is planned in a fresh checkout"
