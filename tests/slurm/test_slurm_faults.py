@@ -130,18 +130,31 @@ def test_a_job_that_is_cancelled_while_it_trains(slow: SlowSite, done: Site) -> 
     slow.went_on(done)
 
 
-@pytest.mark.parametrize("worker", ["trainer", "slurmstepd"])
-def test_a_worker_that_is_killed(worker: str, slow: SlowSite, done: Site) -> None:
+def test_a_worker_that_is_killed(slow: SlowSite, done: Site) -> None:
     process = slow.start(one_run(done))
     job, pid = slow.training()
-    if worker == "slurmstepd":
-        listed = subprocess.run(["pgrep", "-f", rf"^slurmstepd: \[{job}\."], capture_output=True, text=True, check=True)
-        for number in [int(line) for line in listed.stdout.split()]:
-            os.kill(number, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
     slow.stopped(job)
     said = ended(process)
     assert f"SLURM job {job}: " in said
+    slow.went_on(done)
+
+
+def test_a_job_that_vanishes_from_its_node(cluster: Cluster, slow: SlowSite, done: Site) -> None:
+    """SLURM's own processes of the job are killed too; it finds out when the node is next asked, and says NODE_FAIL."""
+    process = slow.start(one_run(done))
+    job, pid = slow.training()
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    numbers = [int(line.split()[0]) for line in listed.splitlines() if f"slurmstepd: [{job}." in line]
+    ours = [number for number in numbers if mounts(number) == mounts(pid)]  # another cluster may run beside this one
+    assert len(ours) == 2
+    for number in (*ours, pid):
+        os.kill(number, signal.SIGKILL)
+    cluster.run("scontrol", "reconfigure")
+    slow.stopped(job)
+    start_now(cluster, job)
+    ended(process)
+    assert "NODE_FAIL" in cluster.run("sacct", "-X", "-n", "-D", "-j", job, "-o", "state%20")
     slow.went_on(done)
 
 
@@ -154,6 +167,11 @@ def test_the_node_daemon_that_is_killed_comes_back_to_its_job(slow: SlowSite, do
     said = ended(process)
     assert "Trying to restart" not in said
     assert {own for own, _ in slow.steps()} == {pid}, "one process trained from beginning to end"
+
+
+def mounts(pid: int) -> str:
+    """The mount namespace of a process: all that a node's daemon starts shares its own."""
+    return os.readlink(f"/proc/{pid}/ns/mnt")
 
 
 def start_now(cluster: Cluster, job: str) -> None:
