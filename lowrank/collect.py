@@ -70,7 +70,9 @@ def _row(plan: dict[str, Any], study: str, point: dict[str, Any], runs: Path) ->
         return {**row, "cause": f"not trained: {error}"}
     device = manifest["provenance"]["device"]
     row |= {"status": manifest["status"], "cause": manifest["cause"] or "", **manifest["metrics"]}
-    row |= {"device": device.get("gpu") or device.get("cpu_model"), "commit": manifest["provenance"]["commit"]}
+    name = device.get("gpu") or device.get("cpu_model")
+    count = manifest["provenance"].get("processes", 1)  # seconds of one and of several are not compared
+    row |= {"device": f"{count} x {name}" if count > 1 else name, "commit": manifest["provenance"]["commit"]}
     for name in plan["packs"][entry["pack"]]["evaluations"]:
         asked = plan["evaluations"][name]
         label = asked["labels"].get(study)

@@ -71,6 +71,14 @@ def test_metrics_of_training_and_scoring_stand_side_by_side(rows: dict[str, dict
     assert (row["device"], row["model_title"]) == ("CPU", "M")
 
 
+def test_several_devices_of_one_run_are_counted(tmp_path: Path) -> None:
+    provenance = {"device": {"gpu": "G"}, "commit": "c", "processes": 4}
+    facts = {"status": "ok", "cause": None, "metrics": {}, "provenance": provenance}
+    write_json(tmp_path / "runs" / "ok" / "manifest.json", facts)
+    devices = {row["run"]: row.get("device") for row in collect(PLAN, "s", tmp_path / "runs.csv", tmp_path / "runs")}
+    assert devices["ok"] == "4 x G"
+
+
 def test_the_file_has_every_column_and_blanks_where_nothing_is(rows: dict[str, Any], tmp_path: Path) -> None:
     with (tmp_path / "runs.csv").open() as file:
         written = {row["run"]: row for row in csv.DictReader(file)}
