@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from lowrank.errors import ConfigError, IntegrityError
+from lowrank.report.overview import overview
+from lowrank.report.style import svg
 from tests.doc_pages import ROOT, script
 
 TOOK = {"jobs": 3, "planned": 4, "wall_s": 120.0, "cpu_s": 90.0, "peak_bytes": 2**30}
@@ -21,6 +23,10 @@ class TestFreeze:
         text = (ROOT / "README.md").read_text()
         assert self.freeze.MARKED.search(text), "the README has no markers"
         assert self.freeze.show(text) == text, "run `make freeze`: the README's results are not those of docs/frozen"
+
+    def test_the_picture_is_of_what_is_frozen(self) -> None:
+        drawn = svg(overview(self.freeze.counts(self.freeze.FROZEN)))
+        assert (self.freeze.FROZEN / "verdicts.svg").read_text() == drawn, "run `make freeze`"
 
     @pytest.fixture
     def results(self, tmp_path: Path) -> Path:
