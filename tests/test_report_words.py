@@ -98,6 +98,18 @@ def test_a_layer_is_described_by_its_own_tensors(tmp_path: Path) -> None:
     assert "uint8" in set(coded["dtype"])
 
 
+KEPT = [{"part": "full"}, {"part": "velora", "layers": "down", "num_groups": 8, "init": "random"}]
+
+
+def test_what_a_layer_keeps_in_place_of_its_input_is_a_row(tmp_path: Path) -> None:
+    row = {"label": "VeLoRA", "card": "smoke_llama", "task": "causal_lm", "chain": KEPT}
+    view = {"title": "T", "note": "N", "kind": "dataflow", "rows": [row]}
+    found = study(tmp_path, layers=view).table("layers")
+    kept = found[found["role"] == "kept"].set_index("tensor")["shape"]
+    width = int(found.set_index("tensor")["shape"]["x"].removeprefix("N × "))
+    assert kept.to_dict() == {"z": "N × 8", "vector": str(width // 8)}
+
+
 def test_a_method_is_sized_without_files() -> None:
     said = sizes("llama_65b", "full", task="causal_lm", dtype="bfloat16")
     assert "65,285,660,672 (100.0000%)" in said

@@ -27,8 +27,9 @@ ADDED, INSIDE = "added to the product", "multiplied into the weight"
 def dataflow(context: Context, name: str) -> pd.DataFrame:
     """The tensors of the first adapted layer, with shapes, types and bytes; N is the number of tokens.
 
-    role: input, base (stored weight, and what decodes it), adapter (trained factors), output. way: how the factors
-    enter, by whether they compute the base product themselves.
+    role: input, base (stored weight, and what decodes it), adapter (trained factors), kept (what stands in for x until
+    the backward pass, where that is not x itself), output. way: how the factors enter, by whether they compute the base
+    product themselves.
     """
     view, place = context.table_view(Dataflow, name)
     return pd.DataFrame([row for asked in view.rows for row in _layer(asked, place)])
@@ -47,8 +48,7 @@ def _layer(asked: CountRow, place: str) -> list[dict[str, Any]]:
 
     spec = ModelSpec(card=asked.card, layers=asked.layers, dtype=asked.dtype)
     model = skeleton(spec, asked.task, asked.labels)
-    with torch.device("meta"):
-        Chain.build(parse_chain(asked.chain, f"{place}: {asked.label}")).attach(model.train())
+    Chain.build(parse_chain(asked.chain, f"{place}: {asked.label}")).attach(model.train())
     modules = list(model.named_modules())
     wrapped = [(path, layer) for path, layer in modules if isinstance(layer, AdaptedLinear)]
     path, layer = wrapped[0] if wrapped else next((path, layer) for path, layer in modules if is_linear(layer))
@@ -59,6 +59,10 @@ def _layer(asked: CountRow, place: str) -> list[dict[str, Any]]:
     rows += [_row(name, BASE, tensor) for name, tensor in _tensors(base)]
     if isinstance(layer, AdaptedLinear):
         rows += [_row(name, ADAPTER, p) for one in layer.adapters.values() for name, p in one.named_parameters()]
+        if layer.keep is not None:
+            kept = layer.keep.compress(torch.empty(1, into))
+            rows.append({"tensor": "z", "role": KEPT, "shape": f"N × {kept.shape[-1]}"})
+            rows += [_row(name, KEPT, t) for name, t in vars(layer.keep).items() if isinstance(t, torch.Tensor)]
     rows.append({"tensor": "y", "role": OUTPUT, "shape": f"N × {out}"})
     way = "" if not isinstance(layer, AdaptedLinear) or not layer.adapters else INSIDE if inside else ADDED
     return [{"label": asked.label, "layer": path, **row, "way": way} for row in rows]
@@ -86,7 +90,7 @@ def _row(name: str, role: str, tensor: Tensor) -> dict[str, Any]:
 
 @figure(DataflowFigure)
 def draw(context: Context, name: str) -> Figure:
-    """A panel per layer: x on the left, what is frozen above, what trains below, y on the right."""
+    """A panel per layer: x on the left, its weight above, adapters or what is kept of x below, y on the right."""
     view, place = context.figure_view(DataflowFigure, name)
     found = context.table(view.table)
     need_columns(found, ["label", "tensor", "role", "shape", "way"], place)
@@ -105,7 +109,7 @@ def draw(context: Context, name: str) -> Figure:
 
 
 def _panel(axes: Axes, rows: list[dict[Any, Any]]) -> None:
-    role = {kind: [row for row in rows if row["role"] == kind] for kind in (INPUT, BASE, ADAPTER, OUTPUT)}
+    role = {kind: [row for row in rows if row["role"] == kind] for kind in (INPUT, BASE, ADAPTER, KEPT, OUTPUT)}
     added = bool(role[ADAPTER]) and rows[0]["way"] != INSIDE
     _box(axes, 1.0, 5.0, 1.8, role[INPUT], MUTED)
     _box(axes, 4.5, 7.4, 4.1, role[BASE], INK)
@@ -124,6 +128,10 @@ def _panel(axes: Axes, rows: list[dict[Any, Any]]) -> None:
     elif role[ADAPTER]:
         _arrow(axes, (4.5, 3.5), (4.5, 6.2))
         axes.text(4.75, 4.85, "⊙", fontsize=16, va="center", color=INK)
+    elif role[KEPT]:
+        _box(axes, 4.5, 2.8, 4.1, role[KEPT], SERIES[1])
+        axes.text(4.5, 1.2, "kept for the backward pass", fontsize=8, ha="center", color=MUTED)
+        _arrow(axes, (1.6, 4.4), (2.4, 3.2))
 
 
 def _box(axes: Axes, x: float, y: float, width: float, rows: list[dict[Any, Any]], colour: str) -> None:
