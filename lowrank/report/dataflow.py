@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -95,11 +94,11 @@ def draw(context: Context, name: str) -> Figure:
     found = context.table(view.table)
     need_columns(found, ["label", "tensor", "role", "shape", "way"], place)
     panels = [(str(label), rows.to_dict("records")) for label, rows in found.groupby("label", sort=False)]
-    columns = min(2, len(panels))
     with matplotlib.rc_context(SETTINGS):
-        drawing = Figure(figsize=(4.6 * columns, 2.7 * math.ceil(len(panels) / columns)), layout="constrained")
+        # One below the other: beside each other their text is too small to read where a page is narrow.
+        drawing = Figure(figsize=(5.0, 2.5 * len(panels)), layout="constrained")
         for index, (label, rows) in enumerate(panels, 1):
-            axes = drawing.add_subplot(math.ceil(len(panels) / columns), columns, index)
+            axes = drawing.add_subplot(len(panels), 1, index)
             axes.set_axis_off()
             axes.set_xlim(0, 10)
             axes.set_ylim(1, 10)
@@ -137,12 +136,12 @@ def _panel(axes: Axes, rows: list[dict[Any, Any]]) -> None:
 def _box(axes: Axes, x: float, y: float, width: float, rows: list[dict[Any, Any]], colour: str) -> None:
     """One box for the tensors of a role: name, shape and type of each."""
     lines = [_line(row) for row in rows]
-    height = 0.55 + 0.72 * len(lines)
+    height = 0.55 + 0.76 * len(lines)
     corner = (x - width / 2, y - height / 2)
     axes.add_patch(
         FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.05,rounding_size=0.2", fc=PAPER, ec=colour, lw=1.2)
     )
-    axes.text(x, y, "\n".join(lines), fontsize=9.4, ha="center", va="center", color=INK, linespacing=1.3)
+    axes.text(x, y, "\n".join(lines), fontsize=9, ha="center", va="center", color=INK, linespacing=1.3)
 
 
 def _line(row: dict[Any, Any]) -> str:
