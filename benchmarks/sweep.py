@@ -104,28 +104,22 @@ OFTEN = {"sweeps": 3, "growth": 5, "choices": 7, "threads": 3}
 """Processes of the peer for each shape; rounds."""
 
 
-def measure(names: list[str], quick: bool) -> Sweep:
-    """Runs these parts, each in a process of its own."""
-    importlib.import_module("peft")  # here, since each part starts as a copy of this process
-    device, taken = device_facts(), {}
-    found: dict[str, Any] = {}
-    for name in names:
-        before, began = os.getloadavg()[0], os.times()
-        found[name], _ = isolated(PARTS[name], 1 if quick else OFTEN[name], quick)
-        used = [after - start for after, start in zip(os.times()[:4], began[:4], strict=True)]
-        taken[name] = Taken(
-            date=date.today().isoformat(),
-            commit=provenance()["commit"],
-            cpu_s=sum(used),
-            load=(before, os.getloadavg()[0]),
-        )
-        print(f"{name}: {sum(used):.0f} CPU seconds", file=sys.stderr)
-    return Sweep(
-        cpu=str(device["cpu_model"]),
-        cores=int(device["cores"] or 0),
-        versions={package: version(package) for package in ("torch", "transformers", "peft")},
-        taken=taken,
-        **{name: tuple(values) for name, values in found.items()},
+def measure(name: str, quick: bool) -> Sweep:
+    """Runs one part, in a process of its own."""
+    device, before, began = device_facts(), os.getloadavg()[0], os.times()
+    found, _ = isolated(PARTS[name], 1 if quick else OFTEN[name], quick)
+    used = sum(os.times()[:4]) - sum(began[:4])
+    print(f"{name}: {used:.0f} CPU seconds", file=sys.stderr)
+    load_average = (before, os.getloadavg()[0])
+    told = Taken(date=date.today().isoformat(), commit=provenance()["commit"], cpu_s=used, load=load_average)
+    return Sweep.model_validate(
+        {
+            "cpu": device["cpu_model"],
+            "cores": device["cores"],
+            "versions": {package: version(package) for package in ("torch", "transformers", "peft")},
+            "taken": {name: told},
+            name: tuple(found),
+        }
     )
 
 
@@ -149,12 +143,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts, put into the result")
     parser.add_argument("--output", type=Path, help=f"a JSON file; otherwise {RESULT.name}")
     told = parser.parse_args()
-    result = measure(told.only, told.quick)
-    if not (told.quick or told.output or set(told.only) == set(PARTS)):
-        result = replaced(load(), result)
-    print(page(result))
-    if told.output or not told.quick:
-        write_json(told.output or RESULT, result.model_dump())
+    importlib.import_module("peft")  # here, since each part starts as a copy of this process
+    keeps = not (told.quick or told.output or set(told.only) == set(PARTS))
+    result = load() if keeps else None
+    for name in told.only:
+        part = measure(name, told.quick)
+        result = part if result is None else replaced(result, part)
+        if told.output or not told.quick:  # after each part: an interruption costs the one that was running
+            write_json(told.output or RESULT, result.model_dump())
+    if result is not None:
+        print(page(result))
     if not told.output and not told.quick:
         write_pages()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.records import Spread
@@ -76,7 +77,8 @@ def draw(result: Sweep) -> None:
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "sweep"
-    axes = list(dict.fromkeys(place.axis for place in result.growth))
+    places_of = Counter(place.axis for place in result.growth)
+    axes = [axis for axis, places in places_of.items() if places > 2]  # two places are a row of the table, no curve
     figure, panels = pyplot.subplots(2, len(axes), figsize=(3 * len(axes), 5), sharex="col", layout="constrained")
     for column, axis in enumerate(axes):
         places = [place for place in result.growth if place.axis == axis]
