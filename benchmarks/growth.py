@@ -12,7 +12,7 @@ from benchmarks.paired import alternate
 from benchmarks.sweep_job import SHAPES, attached, batches, peer_model, stack
 from benchmarks.sweep_records import Choice, Growth
 from lowrank.measure.storages import model_tensors, saved_tensors, storage_bytes
-from lowrank.stacks import MOST, TOKENS_AT_ONCE
+from lowrank.stacks import MOST, by_tokens
 
 HOST_BOUND = {"layers": 6, "width": 32, "hidden": 128, "vocabulary": 64, "rows": 1, "tokens": 4, "steps": 1000}
 """So small that the host's own work is all there is, as on a GPU with small batches."""
@@ -63,11 +63,11 @@ def choices(rounds: int, quick: bool) -> list[Choice]:
     for layers, width, rows, tokens in sizes[:1] if quick else sizes:
         shape = {"layers": layers, "width": width, "hidden": 4 * width, "rows": rows, "tokens": tokens}
         shape |= {"vocabulary": 1000, "steps": 1000}
-        chosen = max(1, min(MOST, TOKENS_AT_ONCE // (rows * tokens)))
+        chosen = by_tokens(rows * tokens)
         for members in sorted({2, max(2, chosen), min(MOST, 2 * chosen)} - {1}):
             over = alternate(arms(shape, 8, members), rounds).ratio("apart", "together")
             place = {"layers": layers, "width": width, "tokens": rows * tokens}
-            found.append(Choice(**place, members=members, chosen=chosen, over_alone=over))
+            found.append(Choice(**place, members=members, over_alone=over))
     return found
 
 

@@ -118,9 +118,9 @@ def apart(shape: dict[str, Any], points: list[tuple[int, float]]) -> None:
 
 def together(shape: dict[str, Any], points: list[tuple[int, float]]) -> None:
     """Our runs, in stacks of the size that training chooses."""
-    from lowrank.stacks import TOKENS_AT_ONCE
+    from lowrank.stacks import by_tokens
 
-    size = max(1, TOKENS_AT_ONCE // (shape["rows"] * shape["tokens"]))
+    size = by_tokens(shape["rows"] * shape["tokens"])
     for index in range(0, len(points), size):
         step = stack(shape, points[index : index + size])
         for batch in batches(shape):

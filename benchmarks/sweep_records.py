@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.records import Spread
+from lowrank.stacks import by_tokens
 from lowrank.strict import Strict
 
 
@@ -54,10 +55,13 @@ class Choice(Strict):
     tokens: int
     """Of a member's step."""
     members: int
-    chosen: int
-    """How many the planner trains together here, of enough runs and with memory enough."""
     over_alone: Spread
     """Steps a second together over those one after another."""
+
+    @property
+    def chosen(self) -> int:
+        """How many the planner trains together here, of enough runs and with memory enough."""
+        return by_tokens(self.tokens)
 
 
 class Threads(Strict):

@@ -26,7 +26,7 @@ THREADS = (
     "One pack and two packs on one thread each, one pack on two threads, two packs on two threads each; a pack is a "
     "stack as large as the planner makes it. The last columns compare with two packs on one thread each. CPU seconds "
     "are those of the slowest process's calling thread, which waits without computing: what the wall clock would show "
-    "on a machine that nobody else uses, or a little less."
+    "on a machine that nobody else uses, or a little less; of more threads than cores they say nothing."
 )
 
 
@@ -163,7 +163,7 @@ def _threads(result: Sweep) -> str:
         one = next(o for o in result.threads if (o.shape, o.processes, o.threads) == (t.shape, 2, 1))
         rows.append(
             f"| {t.shape} | {t.processes} | {t.threads} | {_spread(t.wall_s)} | {_spread(t.busy_s)} "
-            f"| {_of(t, one, 'wall_s')} | {_of(t, one, 'busy_s')} |"
+            f"| {_of(t, one, 'wall_s')} | {_of(t, one, 'busy_s') if t.processes * t.threads <= result.cores else ''} |"
         )
     head = (
         "| shape | packs at once | threads of each | wall s | CPU s of a calling thread | packs a wall second "

@@ -12,7 +12,7 @@ import torch
 from benchmarks.records import Spread
 from benchmarks.sweep_job import SHAPES, batches, stack
 from benchmarks.sweep_records import Threads
-from lowrank.stacks import TOKENS_AT_ONCE
+from lowrank.stacks import by_tokens
 
 WAYS = ((1, 1), (2, 1), (1, 2), (2, 2))
 """(processes, threads of each)"""
@@ -25,14 +25,14 @@ def threads(rounds: int, quick: bool) -> list[Threads]:
     found = []
     for name in ["tiny"] if quick else ["small", "encoder"]:
         shape = {**SHAPES[name], "steps": STEPS[name]}
-        members = min(12, TOKENS_AT_ONCE // (shape["rows"] * shape["tokens"]))
+        members = min(12, by_tokens(shape["rows"] * shape["tokens"]))
         seconds: dict[tuple[int, int], list[tuple[float, float]]] = {way: [] for way in WAYS}
         for _ in range(rounds):
             for way in WAYS:
                 seconds[way].append(_at_once(*way, shape, members))
         for (processes, own), taken in seconds.items():
             walls, busy = zip(*taken, strict=True)
-            place = {"shape": name, "processes": processes, "threads": own, "members": members}
+            place: dict[str, Any] = {"shape": name, "processes": processes, "threads": own, "members": members}
             found.append(Threads(**place, wall_s=Spread.of(walls), busy_s=Spread.of(busy)))
     return found
 

@@ -180,13 +180,22 @@ def members_at_once(spec: RunSpec, labels: int, room: Room) -> tuple[int, str]:
     limits = [(MOST, f"{MOST} are the most")]
     if not room.gpu:
         tokens = (spec.train.micro_batch_size or spec.train.batch_size) * tokens_a_row(spec)
-        limits.append((TOKENS_AT_ONCE // tokens, f"a step of {tokens} tokens each, {TOKENS_AT_ONCE} keep a core busy"))
+        limits.append((by_tokens(tokens), f"a step of {tokens} tokens each, {TOKENS_AT_ONCE} keep a core busy"))
     if min(limits)[0] > 1:  # else what it would need does not matter
         foot = _foot(spec, labels)
         fits = foot.members(room.memory)
         limits.append((fits, f"{foot.member / GB:.2f} GB each on {foot.shared / GB:.2f} GB"))
     size, why = min(limits)
     return max(1, size), why
+
+
+def by_tokens(tokens: int) -> int:
+    """How many runs whose steps have so many tokens a CPU trains together; 1 where no more than two would fit.
+
+    Two of a third of the tokens or more gain nothing for sure: `benchmarks/results/sweep.md`.
+    """
+    fit = TOKENS_AT_ONCE // tokens
+    return min(MOST, fit) if fit > 2 else 1
 
 
 def _foot(spec: RunSpec, labels: int) -> Footprint:

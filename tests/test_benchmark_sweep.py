@@ -40,9 +40,7 @@ def test_a_goal_that_was_not_measured_is_shown_as_such() -> None:
 
 def test_one_choice_that_is_slower_misses_the_goal() -> None:
     result = load()
-    slow = Choice(
-        layers=1, width=1, tokens=1, members=4, chosen=4, over_alone=Spread(median=0.97, low=0.9, high=1.0, rounds=7)
-    )
+    slow = Choice(layers=1, width=1, tokens=256, members=4, over_alone=Spread(median=0.97, low=0.9, high=1.0, rounds=7))
     aim = goals(result.model_copy(update={"choices": (*result.choices, slow)}))[-1]
     assert (aim.measured, aim.verdict) == (0.97, "**missed**")
 

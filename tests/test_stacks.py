@@ -47,7 +47,7 @@ def test_stacks_are_even_and_no_larger_than_pays(monkeypatch: pytest.MonkeyPatch
     assert cut(specs(4, 4, 4, 4)) == [[0, 1], [2, 3]]
 
 
-@pytest.mark.parametrize(("rows", "tokens", "expected"), [(8, 16, 8), (16, 32, 2), (32, 128, 1)])
+@pytest.mark.parametrize(("rows", "tokens", "expected"), [(8, 16, 8), (16, 21, 3), (16, 32, 1), (32, 128, 1)])
 def test_a_step_that_is_large_alone_stays_alone_on_a_cpu(rows: int, tokens: int, expected: int) -> None:
     spec = run_spec("lora", dropout=0, batch_size=rows, data={"max_length": tokens})
     assert members_at_once(spec, 4, ROOM)[0] == expected
