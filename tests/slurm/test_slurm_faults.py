@@ -17,7 +17,7 @@ import pytest
 from tests.slurm.cluster import Cluster
 from tests.slurm.sites import ROOT, SNAKEMAKE, Site, ended, one_run, scores, up
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200), pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800), pytest.mark.slow]
 
 PATCH = """\
 import os, signal, sys, time
