@@ -58,7 +58,7 @@ def step_of(family: str, options: list[Any], checkpointed: bool) -> dict[str, Te
 
 
 @pytest.mark.parametrize("chain", [*sorted(CHAINS), DROPOUT, EVERY_BATCH], ids=str)
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("bert", marks=pytest.mark.slow), "llama"])
 def test_every_chain_gives_the_same_bits(family: str, chain: Any) -> None:
     options = [small(part) for part in chain.split("+")] if isinstance(chain, str) else chain
     if family == "llama" and "contextual_sparsity" in chain:
