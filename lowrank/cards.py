@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from lowrank.data_size import DataSize
 from lowrank.errors import ConfigError, UnavailableError
 from lowrank.files import REPOSITORY, canonical_json, read_yaml, sha256_file
 from lowrank.images import ImageFormat
@@ -59,6 +60,7 @@ class DataCard(_Card):
     """Of instructions, and of questions that are made from labels: prompts over the fields of a row."""
     use: Literal["first", "each"] = "first"
     """Which templates make a row: the first whose prompt has all its fields, or each that has all of them."""
+    size: DataSize = DataSize()
     split: Literal["test"] | None = None
     """Where every row belongs, in data that is only asked about; None where files or fractions decide."""
 

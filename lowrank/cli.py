@@ -41,6 +41,7 @@ def plan(
     studies: Annotated[list[str] | None, typer.Argument(help="studies; all that exist when none is named")] = None,
     scale: Scale = "laptop",
     out: Annotated[Path | None, typer.Option(help="write the plan as JSON here")] = None,
+    runs: Annotated[bool, typer.Option("--runs", help="on GPUs: what each run takes, in place of each study")] = False,
     model: Annotated[str | None, typer.Option(help="a model card: say what --method on it needs instead")] = None,
     method: Annotated[
         str, typer.Option(help="a chain such as nf4+lora, or YAML: [nf4, {part: lora, rank: 64}]")
@@ -60,10 +61,12 @@ def plan(
     from lowrank.study import studies as known
 
     made = make_plan(scale, studies or known())
-    if out is None:
-        print(planning.print_plan(made))
-    else:
+    if out is not None:
         planning.write_plan(out, made)
+    else:
+        from lowrank.costs import told
+
+        print(told(made, runs))
 
 
 @app.command()

@@ -7,7 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lowrank.spec import RunSpec, TrainSpec
+from lowrank.errors import ConfigError
+from lowrank.estimate import estimate, refuse_what_does_not_fit
+from lowrank.gpus import GpuFacts
+from lowrank.site import read_site
+from lowrank.spec import EvalSpec, RunSpec, TrainSpec
+from lowrank.strict import parse
 from lowrank.study import ScaleSpec
 
 LEAST_MINUTES = 10
@@ -16,36 +21,60 @@ LEAST_MINUTES = 10
 SLACK = 2.0
 """Minutes asked for over minutes expected."""
 
+HOST_MB = 6000
+"""Memory of the machine that a job on a GPU takes besides its model: Python, torch and CUDA."""
+
 
 def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str, Any]:
-    """Writes `minutes` and `gpus` (of a process) into every pack of a plan, and returns it.
+    """Writes `minutes`, `expected_minutes`, `gpus` (of a process) and `mem_mb` into every pack, and returns the plan.
 
-    A study says how long all its runs take at a scale; a pack's share is that of its steps. What only the target
-    `extended` trains has minutes of its own.
+    With GPUs, which the site names, minutes are `SLACK` times the estimate of the pack's runs, one after another, and
+    memory is that of reading the largest model and of saving its state. Without, a study says how long all its runs
+    take and what a pack may hold; a pack's share of the time is that of its steps. What only the target `extended`
+    trains has minutes of its own.
 
     Args:
         plan: of `lowrank.planning`.
         scales: study -> what it is at the plan's scale.
+
+    Raises:
+        ConfigError: a run that the GPU cannot hold; names it, and what would fit.
     """
     taken: Counter[tuple[str, bool]] = Counter()
     for pack in plan["packs"].values():
         taken.update({(owner, pack["extended"]): pack["steps"] for owner in pack["owners"]})
     for pack in plan["packs"].values():
-        parts = {owner: scales[owner].extended if pack["extended"] else scales[owner] for owner in pack["owners"]}
-        shares = [
-            part.minutes * pack["steps"] / max(1, taken[owner, pack["extended"]])
-            for owner, part in parts.items()
-            if part is not None
-        ]
-        pack["minutes"] = max(LEAST_MINUTES, math.ceil(SLACK * max(shares, default=0.0)))
         pack["gpus"] = max((scales[owner].gpus for owner in pack["owners"]), default=0)
+        if pack["gpus"]:
+            minutes, pack["mem_mb"] = _on_a_gpu(plan, pack, read_site().gpu.facts())
+        else:
+            parts = {owner: scales[owner].extended if pack["extended"] else scales[owner] for owner in pack["owners"]}
+            shares = [
+                part.minutes * pack["steps"] / max(1, taken[owner, pack["extended"]])
+                for owner, part in parts.items()
+                if part is not None
+            ]
+            minutes = max(shares, default=0.0)
+        pack["expected_minutes"] = minutes
+        pack["minutes"] = max(LEAST_MINUTES, math.ceil(SLACK * minutes))
     return plan
 
 
-def steps(spec: RunSpec) -> int:
-    """How long a run is, as far as its spec says; the loop counts the rows that are there."""
-    per_epoch = -(-(spec.data.train_rows or 0) // spec.train.batch_size)
-    return spec.train.steps or (spec.train.epochs or 0) * per_epoch
+def _on_a_gpu(plan: Mapping[str, Any], pack: Mapping[str, Any], gpu: GpuFacts) -> tuple[float, int]:
+    """Minutes that a pack takes, and megabytes of the machine's own memory."""
+    evaluations = [parse(EvalSpec, plan["evaluations"][name]["spec"], name) for name in pack["evaluations"]]
+    seconds, held = 0.0, 0
+    for run in pack["members"]:
+        spec = parse(RunSpec, plan["runs"][run]["spec"], run)
+        try:
+            refuse_what_does_not_fit(spec, gpu)
+            found = estimate(spec, evaluations, gpu, pack["keep_weights"])
+        except ConfigError as error:
+            raise ConfigError(f"{', '.join(pack['owners'])}: run {run}: {error}") from None
+        seconds += found.training_seconds / pack["processes"] + found.scoring_seconds
+        # A model is read from its files into tensors, then into the model; a checkpoint lies in memory before the disk.
+        held = max(held, 2 * found.forecast.parameter_bytes + found.work_bytes // 2)
+    return seconds / 60, pack["processes"] * (HOST_MB + held // 10**6)
 
 
 def processes(runs: Iterable[TrainSpec], most: int) -> int:

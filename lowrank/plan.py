@@ -23,7 +23,13 @@ CACHE = Path(".lowrank")
 ENVIRONMENT = "LOWRANK_PLAN"
 """Names the plan file to the commands that the workflow starts."""
 
-_WATCHED = ("lowrank/**/*.py", "workflow/studies/*.yaml", "resources/cards/**/*.yaml", "resources/reported/*.yaml")
+_WATCHED = (
+    "lowrank/**/*.py",
+    "workflow/studies/*.yaml",
+    "resources/cards/**/*.yaml",
+    "resources/reported/*.yaml",
+    "resources/forecasts.json",
+)
 _WATCHED_DATA = ("resources/smoke/**/*",)
 
 

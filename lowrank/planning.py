@@ -12,8 +12,9 @@ from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prep
 from lowrank.collect import shown
 from lowrank.digest import code_digest, evaluate_digest, page_digests, protocol_digest, report_digests, train_digest
 from lowrank.errors import ConfigError
+from lowrank.estimate import steps_of
 from lowrank.grouping import alike, digest, joint
-from lowrank.needs import add_needs, processes, steps
+from lowrank.needs import add_needs, processes
 from lowrank.registry import protocol
 from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
@@ -27,11 +28,7 @@ PLAN_PARTS = ("scale", "studies", "runs", "packs", "data", "cards", "evaluations
 
 
 class Planner:
-    """Collects what studies need, each thing once.
-
-    Args:
-        scale: smoke, laptop or paper.
-    """
+    """Collects what studies need, each thing once, at a scale: smoke, laptop or paper."""
 
     def __init__(self, scale: Any) -> None:
         self.scale = scale
@@ -111,7 +108,7 @@ class Planner:
                 "cards": [self._add_card(model), self._add_card(data)],
                 "shown": shown(spec, model.title, data.title),
                 "keep_weights": False,
-                "steps": steps(spec),
+                "steps": steps_of(spec),
                 "owners": [],
                 "extended": True,
             }

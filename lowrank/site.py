@@ -13,6 +13,7 @@ from typing import Any
 
 from lowrank.errors import ConfigError
 from lowrank.files import REPOSITORY, read_yaml
+from lowrank.gpus import GpuFacts, gpu_facts
 from lowrank.strict import PositiveInt, Strict, parse
 
 ENVIRONMENT = "LOWRANK_SITE"
@@ -37,6 +38,10 @@ class Gpu(Strict):
     """Tried first under `--profile slurm-preemptible`."""
     cpus: PositiveInt = 8
     """CPU cores that a job with one of them gets."""
+
+    def facts(self) -> GpuFacts:
+        """What it can do."""
+        return gpu_facts(self.model, self.memory_gb)
 
 
 class Site(Strict):

@@ -8,6 +8,7 @@ It submits and cancels as `snakemake-executor-plugin-slurm` does, and differs in
 - A job that was pre-empted or lost its node may come back by itself; one that does not is a failure after
   `GRACE_S`. The stock plugin waits for ever.
 - Jobs are asked after at a steady interval. The stock plugin's grows to three minutes, which every retry pays.
+- What the accounting says of a job that ended is recorded, for the report.
 - It refuses to start beside jobs of an earlier call in the same folder, which would write the same files.
 
 Snakemake finds it by the name of this package: `executor: lowrank-slurm`.
@@ -31,13 +32,19 @@ from snakemake_executor_plugin_lowrank_slurm.watching import (
     EARLIER,
     accounting,
     earlier_jobs,
+    has_ended,
     judge,
+    record,
     states,
+    usage,
 )
 
 __all__ = ["Executor", "ExecutorSettings", "common_settings"]
 
 QUERY_TIMEOUT_S = 60.0
+
+RECORD_TRIES = 5
+"""How often the accounting is asked, a second apart, until it knows that a job has ended."""
 
 
 class Executor(SlurmExecutor):  # type: ignore[misc]  # the plugin has no types
@@ -75,12 +82,23 @@ class Executor(SlurmExecutor):  # type: ignore[misc]  # the plugin has no types
             found = judge(state, self._seconds_in(job.external_jobid, state))
             if found is None:
                 yield job
-            elif found == "":
+                continue
+            await self._record(job)
+            if found == "":
                 self._forget_log(job)
                 self.report_job_success(job)
             else:
                 logs = [str(log)] if (log := job.aux.get("slurm_logfile")) else []
                 self.report_job_error(job, msg=f"SLURM job {job.external_jobid}: {found}", aux_logs=logs)
+
+    async def _record(self, job: Any) -> None:
+        """Notes what the accounting says of a job that ended; nothing where it does not answer."""
+        for _ in range(RECORD_TRIES):
+            printed = await _ask(usage(job.external_jobid))
+            if printed is None or has_ended(printed):
+                break
+            await asyncio.sleep(1)  # the accounting hears of the end a little later than the controller
+        record(job.job.name, printed or "")
 
     async def _states(self, jobs: list[str]) -> dict[str, str] | None:
         """Job -> state; None where neither the controller nor the accounting answered."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import datetime, timedelta
+from pathlib import Path
 
 CONTROLLER = ["squeue", "--noheader", "--states=all", "--format=%A|%T", "--name"]
 """Completed by the name that all jobs of one call of Snakemake bear."""
@@ -38,6 +39,31 @@ def accounting(jobs: list[str]) -> list[str]:
     since = f"{datetime.now() - timedelta(days=7):%Y-%m-%d}"
     wanted = ["--jobs", ",".join(jobs), "--starttime", since]
     return ["sacct", "-X", "--parsable2", "--noheader", "--format=JobIDRaw,State", *wanted]
+
+
+USAGE = ("JobIDRaw", "State", "ElapsedRaw", "TimelimitRaw", "ReqMem", "MaxRSS", "AllocTRES")
+"""What the accounting is asked of a job that ended; the step with the highest MaxRSS says what it really held."""
+
+RECORD = Path("logs/slurm/used.txt")
+"""Rule and `USAGE` of each job that ended and of its steps, one a line; the report sets it beside the plan."""
+
+
+def usage(job: str) -> list[str]:
+    """The command that asks the accounting what a job used."""
+    return ["sacct", "--parsable2", "--noheader", f"--format={','.join(USAGE)}", "--jobs", job]
+
+
+def has_ended(printed: str) -> bool:
+    """Whether the accounting knows the end of a job, whose lines are first its own and then its steps'."""
+    state = printed.partition("|")[2].partition("|")[0].split()
+    return bool(state) and (state[0] == "COMPLETED" or state[0].rstrip("+") in FAILED)
+
+
+def record(rule: str, printed: str, file: Path = RECORD) -> None:
+    """Appends what the accounting printed of a job."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.writelines(f"{rule}|{line.strip()}\n" for line in printed.splitlines() if line.strip())
 
 
 def states(printed: str) -> dict[str, str]:

@@ -81,8 +81,8 @@ def test_the_example_is_a_site() -> None:
     assert read_site({"LOWRANK_SITE": str(EXAMPLE)}).account == "my-project"
 
 
-def scale(minutes: float, gpus: int = 0) -> ScaleSpec:
-    return ScaleSpec(base={}, sweeps={}, minutes=minutes, gpus=gpus)
+def scale(minutes: float) -> ScaleSpec:
+    return ScaleSpec(base={}, sweeps={}, minutes=minutes)
 
 
 def test_a_pack_asks_for_its_share_of_the_study() -> None:
@@ -91,11 +91,12 @@ def test_a_pack_asks_for_its_share_of_the_study() -> None:
         "short": {"steps": 100, "owners": ["one"], "extended": False},
         "both": {"steps": 100, "owners": ["one", "other"], "extended": False},
     }
-    found = add_needs({"packs": packs}, {"one": scale(110), "other": scale(60, gpus=1)})["packs"]
+    found = add_needs({"packs": packs}, {"one": scale(110), "other": scale(60)})["packs"]
     assert found["long"]["minutes"] == 180
     assert found["short"]["minutes"] == 20
     assert found["both"]["minutes"] == 120
-    assert [found[name]["gpus"] for name in packs] == [0, 0, 1]
+    assert [found[name]["expected_minutes"] for name in packs] == [90, 10, 60]
+    assert [found[name]["gpus"] for name in packs] == [0, 0, 0]
     tiny = add_needs({"packs": {"p": {"steps": 1, "owners": ["one"], "extended": False}}}, {"one": scale(0.1)})
     assert tiny["packs"]["p"]["minutes"] == LEAST_MINUTES
 

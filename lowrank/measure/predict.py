@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -62,9 +63,8 @@ def predict_step(
         model = build()
     chain.attach(model.train())
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _Values():  # type: ignore[no-untyped-call]
-            _to_fake_cpu(model)
-            seen = {key: _told(value) for key, value in batch.items()}
+        with faked(model):
+            seen = {key: told(value) for key, value in batch.items()}
             optimizer = chain.optimizer(TrainSpec(lr=1e-3, steps=1))
             step = Step(model, chain, optimizer, seen, loss, precision, first_step)
             step.take()
@@ -74,6 +74,18 @@ def predict_step(
             f"chain {chain.name}: its step depends on values ({error}), which a prediction does not have; "
             "measure it, or give the batch its values"
         ) from error
+
+
+@contextlib.contextmanager
+def faked(model: nn.Module) -> Iterator[None]:
+    """Inside, a model from the meta device acts as if it lay on the CPU, and nothing is allocated or computed.
+
+    Args:
+        model: its parameters and buffers are replaced by fake ones, for good.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), _Values():  # type: ignore[no-untyped-call]
+        _to_fake_cpu(model)
+        yield
 
 
 _CONSTANTS = (torch.ops.aten.arange, torch.ops.aten.full, torch.ops.aten.ones, torch.ops.aten.zeros)
@@ -91,6 +103,10 @@ class _Values(TorchDispatchMode):
         if tensors and not any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in tensors):
             with unset_fake_temporarily():
                 return func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.index.Tensor:
+            args = (args[0], _places(args[1]))
+        if func is torch.ops.aten.index_put.default:  # autograd writes in place where no mode looks on
+            func = torch.ops.aten.index_put_.default
         if func is torch.ops.aten._local_scalar_dense.default and getattr(args[0], "is_draw", False):
             return 0
         result = func(*args, **(kwargs or {}))
@@ -102,7 +118,19 @@ class _Values(TorchDispatchMode):
         return result
 
 
-def _told(value: Tensor) -> Tensor:
+def _places(index: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """An index with its masks, whose values are known, as the places that they name."""
+    found: list[Tensor | None] = []
+    for each in index:
+        if each is not None and each.dtype is torch.bool and not isinstance(each, FakeTensor) and not each.is_meta:
+            with unset_fake_temporarily():
+                found += each.nonzero().unbind(1)
+        else:
+            found.append(each)
+    return found
+
+
+def told(value: Tensor) -> Tensor:
     """A tensor of a batch as a step sees it: with its values where these may decide something."""
     if value.is_meta or value.is_floating_point():
         return torch.empty(value.shape, dtype=value.dtype)

@@ -99,10 +99,10 @@ class Step:
 
     def forward(self) -> Tensor:
         """The scalar loss, with everything that parts do before it."""
-        with self._autocast():
+        with self.autocast():
             self.chain.before_step([self.batch], self.number)
         self.chain.before_forward(self.batch, self.number)
-        with self._autocast():
+        with self.autocast():
             loss = self.loss(self.model, self.batch)
             penalty = self.chain.penalty()
         return loss if penalty is None else loss + penalty
@@ -110,6 +110,10 @@ class Step:
     def take(self) -> None:
         """Forward, backward, optimizer, and what parts do after it."""
         self.forward().backward()
+        self.update()
+
+    def update(self) -> None:
+        """What follows the backward pass."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.number += 1
@@ -158,14 +162,15 @@ class Step:
     def _recomputed(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kept: Sequence[Tensor]) -> int:
         """Bytes that a block saves when it is computed again, without its inputs, which are saved anyway."""
         block.gradient_checkpointing = False
-        with self._autocast(), saved_tensors() as saved:
+        with self.autocast(), saved_tensors() as saved:
             output = block(*args, **kwargs)
         block.gradient_checkpointing = True
         found = storage_bytes(saved.held(), exclude=[*kept, *tensors_in([args, kwargs])])
         del output  # until here it keeps what was saved
         return found
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bf16 autocast where the run asks for it."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()

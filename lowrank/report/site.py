@@ -39,6 +39,7 @@ def render_index(
     study_files: Path = STUDY_FILES,
     spent: Sequence[Mapping[str, Any]] = (),
     took: Mapping[str, Mapping[str, Any]] | None = None,
+    used: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes the front page, and `runs.csv`, `claims.json` and `references.bib` over all studies.
 
@@ -51,6 +52,7 @@ def render_index(
         study_files: where the studies' YAML lies.
         spent: rows of `lowrank.report.timings.timings`.
         took: study -> `lowrank.report.timings.of_study`.
+        used: rows of `lowrank.report.used.planned_and_used`.
     """
     raws = {study: read_yaml(study_files / f"{study}.yaml") for study in studies}
     records = {study: read_json(folder / study / "claims.json") for study in studies}
@@ -72,6 +74,7 @@ def render_index(
         kinds=[kind for kind in KINDS if any(entry["kind"] == kind for entry in entries)],
         files=[_download(results / name, out.parent, what) for name, what in FILES.items()],
         spent=spent,
+        used=used,
         references=(results / "references.bib").read_text(encoding="utf-8"),
     )
     write_text(out, page)

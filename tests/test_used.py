@@ -1,0 +1,94 @@
+"""Planned against used: what SLURM's accounting says of jobs, written by the executor and read by the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowrank import jobs
+from lowrank.report.used import planned_and_used, rule_of
+from snakemake_executor_plugin_lowrank_slurm import watching
+
+PACKS = {
+    "lora-1a-0": {"name": "lora-1a-0", "owners": ["one"], "expected_minutes": 30.0},
+    "lora.velora-2b-0": {"name": "lora.velora-2b-0", "owners": ["one", "two"], "expected_minutes": 90.0},
+    "full-3c-0": {"name": "full-3c-0", "owners": ["two"], "expected_minutes": 600.0},
+}
+PLAN: dict[str, Any] = {"studies": {"one": {}, "two": {}, "three": {}}, "packs": PACKS}
+
+# As `sacct --parsable2 --noheader` prints it: the job, then its steps.
+TIMED_OUT = (
+    "7|TIMEOUT|3600|60|4000M||cpu=8,gres/gpu=1\n7.batch|CANCELLED|3605|||1500000K|cpu=8\n7.0|COMPLETED|3590|||2.5G|\n"
+)
+DONE = "8|COMPLETED|1800|120|8000M||cpu=8,gres/gpu=1\n8.batch|COMPLETED|1800|||1000M|cpu=8\n"
+OTHER = "9|COMPLETED|600|60|1G||\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    found = tmp_path / "logs" / "used.txt"
+    watching.record("train_lora_velora_2b_0", TIMED_OUT, found)
+    watching.record("train_lora_velora_2b_0", DONE, found)
+    watching.record("train_lora_1a_0", OTHER, found)
+    watching.record("prepare", "10|COMPLETED|5|60|1G||\n", found)
+    watching.record("train_gone_0", DONE, found)
+    return found
+
+
+def test_each_study_has_its_jobs_attempts_and_peaks(file: Path) -> None:
+    one, two = planned_and_used(PLAN, file)
+    assert one == {
+        "study": "one",
+        "jobs": 2,
+        "attempts": 3,
+        "planned_hours": 2.0,
+        "used_hours": (3600 + 1800 + 600) / 3600,
+        "asked_bytes": 8000 * 2**20,
+        "used_bytes": round(2.5 * 2**30),
+    }
+    assert (two["study"], two["jobs"], two["planned_hours"], two["used_hours"]) == ("two", 1, 1.5, 1.5)
+
+
+def test_without_a_record_there_is_no_table(tmp_path: Path) -> None:
+    assert planned_and_used(PLAN, tmp_path / "none") == []
+    empty = tmp_path / "used.txt"
+    watching.record("train_lora_1a_0", "", empty)
+    assert planned_and_used(PLAN, empty) == []
+
+
+def test_what_is_not_told_is_missing(tmp_path: Path) -> None:
+    file = tmp_path / "used.txt"
+    watching.record("train_lora_1a_0", "9|COMPLETED|60|60|||\n", file)
+    (row,) = planned_and_used(PLAN, file)
+    assert row["asked_bytes"] is row["used_bytes"] is None
+
+
+def test_executor_and_report_agree_on_the_place_and_on_rules() -> None:
+    assert watching.RECORD == jobs.ACCOUNTING
+    assert len(watching.USAGE) + 1 == 8
+    rules = (Path(__file__).parents[1] / "workflow" / "rules" / "common.smk").read_text()
+    assert 'pack["name"].replace(".", "_").replace("-", "_")' in rules
+    assert rule_of(PACKS["lora.velora-2b-0"]) == "train_lora_velora_2b_0"
+
+
+@pytest.mark.parametrize(
+    ("printed", "ended"),
+    [
+        (DONE, True),
+        (TIMED_OUT, True),
+        ("8|CANCELLED by 0|1|60|1G||\n", True),
+        ("8|RUNNING|1|60|1G||\n8.batch|RUNNING|1||||\n", False),
+        ("8|COMPLETING|1|60|1G||\n", False),
+        ("", False),
+    ],
+)
+def test_the_accounting_is_asked_until_it_knows_the_end(printed: str, ended: bool) -> None:
+    assert watching.has_ended(printed) == ended
+
+
+def test_what_is_asked_is_what_is_read() -> None:
+    command = watching.usage("12")
+    assert command[-1] == "12"
+    assert "--format=JobIDRaw,State,ElapsedRaw,TimelimitRaw,ReqMem,MaxRSS,AllocTRES" in command
