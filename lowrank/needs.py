@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +21,9 @@ LEAST_MINUTES = 10
 SLACK = 2.0
 """Minutes asked for over minutes expected."""
 
+STACKED = 0.5
+"""A run's step in a stack, of one alone: what its own tensors take is shared or small."""
+
 HOST_MB = 6000
 """Memory of the machine that a job on a GPU takes besides its model: Python, torch and CUDA."""
 
@@ -30,8 +33,8 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
 
     With GPUs, which the site names, minutes are `SLACK` times the estimate of the pack's runs, one after another, and
     memory is that of reading the largest model and of saving its state. Without, a study says how long all its runs
-    take and what a pack may hold; a pack's share of the time is that of its steps. What only the target `extended`
-    trains has minutes of its own.
+    take and what a pack may hold; a pack's share of the time is that of its steps, where one in a stack counts less.
+    What only the target `extended` trains has minutes of its own.
 
     Args:
         plan: of `lowrank.planning`.
@@ -40,9 +43,10 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
     Raises:
         ConfigError: a run that the GPU cannot hold; names it, and what would fit.
     """
-    taken: Counter[tuple[str, bool]] = Counter()
+    taken: dict[tuple[str, bool], float] = defaultdict(float)
     for pack in plan["packs"].values():
-        taken.update({(owner, pack["extended"]): pack["steps"] for owner in pack["owners"]})
+        for owner in pack["owners"]:
+            taken[owner, pack["extended"]] += _work(pack)
     for pack in plan["packs"].values():
         pack["gpus"] = max((scales[owner].gpus for owner in pack["owners"]), default=0)
         if pack["gpus"]:
@@ -50,7 +54,7 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
         else:
             parts = {owner: scales[owner].extended if pack["extended"] else scales[owner] for owner in pack["owners"]}
             shares = [
-                part.minutes * pack["steps"] / max(1, taken[owner, pack["extended"]])
+                part.minutes * _work(pack) / taken[owner, pack["extended"]]
                 for owner, part in parts.items()
                 if part is not None
             ]
@@ -58,6 +62,14 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
         pack["expected_minutes"] = minutes
         pack["minutes"] = max(LEAST_MINUTES, math.ceil(SLACK * minutes))
     return plan
+
+
+def _work(pack: Mapping[str, Any]) -> float:
+    """Steps of a pack's runs, in those of a run alone."""
+    alone = sum(len(stack["members"]) == 1 for stack in pack["stacks"])
+    runs = len(pack["members"])
+    work: float = pack["steps"] * (alone + STACKED * (runs - alone)) / runs
+    return work
 
 
 def _on_a_gpu(plan: Mapping[str, Any], pack: Mapping[str, Any], gpu: GpuFacts) -> tuple[float, int]:

@@ -151,8 +151,9 @@ class Planner:
         free = {run: entry for run, entry in self.runs.items() if owner in entry["owners"] and "pack" not in entry}
         for key, runs in alike(free, set(axes), only).items():
             digest = hashlib.sha256(key.encode()).hexdigest()[:HASH_DIGITS]
-            for index in range(0, len(runs), size):
-                self._add_pack(f"{digest}-{index // size}", runs[index : index + size], mem_mb, gpus, most)
+            most_runs = 1 if self.runs[runs[0]]["extended"] else size  # the largest models: days for each run
+            for index, first in enumerate(range(0, len(runs), most_runs)):
+                self._add_pack(f"{digest}-{index}", runs[first : first + most_runs], mem_mb, gpus, most)
         for pack in self.packs.values():
             if any(owner in self.runs[run]["owners"] for run in pack["members"]):
                 pack["owners"].append(owner)

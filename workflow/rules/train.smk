@@ -20,7 +20,7 @@ for pack in PLAN["packs"].values():
         benchmark:
             f"logs/benchmarks/train/{pack['name']}.tsv"
         # The longest packs first, so that no core idles at the end.
-        priority: pack["steps"]
+        priority: round(60 * pack["expected_minutes"])
         conda:
             "../../envs/conda.yaml"
         threads: cpus(pack, pack["processes"])
