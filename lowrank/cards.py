@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 
 from lowrank.data_size import DataSize
 from lowrank.errors import ConfigError, UnavailableError
-from lowrank.files import REPOSITORY, canonical_json, read_yaml, sha256_file
+from lowrank.files import REPOSITORY, canonical_json, sha256_file
 from lowrank.images import ImageFormat
 from lowrank.sources import AnySource, Files, FileSource, HubSource, LocalSource, TrainedSource, UrlSource, WheelSource
 from lowrank.spec import DataSpec, RunSpec, data_id, run_id
 from lowrank.strict import Name, NonNegativeInt, Strict, parse, suggest
 from lowrank.templates import Template
+from lowrank.yaml_files import yaml_once
 
 CARDS = REPOSITORY / "resources" / "cards"
 
@@ -185,9 +186,8 @@ def _read(record: type[_Kind], folder: Literal["data", "models"], name: str) -> 
     file = CARDS / folder / f"{name}.yaml"
     known = card_names(folder)
     if name not in known:
-        noun = {"data": "data", "models": "model"}[folder]
-        raise ConfigError(f"unknown {noun} card {name!r}{suggest(name, known)}")
-    card = parse(record, read_yaml(file), str(file))
+        raise ConfigError(f"unknown {folder.removesuffix('s')} card {name!r}{suggest(name, known)}")
+    card = parse(record, yaml_once(file, file.stat().st_mtime_ns), str(file))
     if card.name != name:
         raise ConfigError(f"{file}: name {card.name!r} is not the file's name; allowed: {name}")
     return card

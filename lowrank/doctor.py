@@ -16,12 +16,13 @@ from typing import Literal
 
 from lowrank.cards import card_names, data_card, model_card
 from lowrank.errors import LowrankError
-from lowrank.files import MANIFEST, REPOSITORY, read_json, read_yaml
+from lowrank.files import MANIFEST, REPOSITORY, read_json
 from lowrank.run_folder import WORK, holding
 from lowrank.settings import read_settings
 from lowrank.site import EXAMPLE, read_site, site_file
 from lowrank.sources import HubSource
 from lowrank.verify import runs
+from lowrank.yaml_files import read_yaml
 
 LEAST_FREE_GB = 5
 SNAKEMAKE = Path(".snakemake")

@@ -14,9 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lowrank.errors import ConfigError, IntegrityError, LowrankError
+from lowrank.errors import IntegrityError, LowrankError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 """Where the committed cards, studies and published numbers lie; outputs go below the current folder."""
@@ -41,34 +39,6 @@ def sha256_file(path: Path) -> str:
 def canonical_json(value: object) -> str:
     """The one spelling of a JSON value that hashes are taken of: sorted keys, no spaces, no nan."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-
-
-class _OneOfEach(yaml.SafeLoader):
-    """Refuses a mapping that says one key twice, of which YAML would silently keep the last."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.composer.ComposerError(None, None, f"{key.value!r} stands here twice", key.start_mark)
-                seen.add(key.value)
-        return node
-
-
-def read_yaml(path: Path) -> Any:
-    """Loads a YAML file, safely.
-
-    Raises:
-        ConfigError: no such file, not YAML, or one key twice; names line and column.
-    """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _OneOfEach)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def read_json(path: Path) -> Any:

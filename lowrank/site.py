@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import ConfigError
-from lowrank.files import REPOSITORY, read_yaml
+from lowrank.files import REPOSITORY
 from lowrank.gpus import GpuFacts, gpu_facts
 from lowrank.strict import PositiveInt, Strict, parse
+from lowrank.yaml_files import read_yaml
 
 ENVIRONMENT = "LOWRANK_SITE"
 """Names another file than `site.yaml` in the project's root."""

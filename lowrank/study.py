@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowrank.errors import ConfigError
-from lowrank.files import REPOSITORY, read_yaml
+from lowrank.files import REPOSITORY
 from lowrank.registry import part
 from lowrank.spec import DataSpec, EvalSpec, ModelSpec, RunSpec, TrainSpec
 from lowrank.strict import Name, NonNegativeInt, PositiveFloat, PositiveInt, Strict, parse, suggest
+from lowrank.yaml_files import read_yaml
 
 STUDIES = REPOSITORY / "workflow" / "studies"
 
@@ -59,8 +60,8 @@ class ScaleSpec(Strict):
     gpus: NonNegativeInt = 0
     """Accelerators of one scoring job, and of each process of a training job."""
     processes: PositiveInt = 1
-    """Most processes that train one run together; each takes its share of the micro-batches, so a run has as many of
-    them as divide its batch's micro-batches evenly. The same run by more or fewer processes is the same run."""
+    """Most processes that train one run together: as many as divide its batch's micro-batches evenly. The run is the
+    same by more or fewer of them."""
     extended: Extended | None = None
 
     def grids(self) -> Iterator[tuple[str, str, dict[str, Any], bool]]:
@@ -225,8 +226,7 @@ def set_axis(raw: dict[str, Any], axis: str, value: Any, where: str) -> None:
 
     Args:
         raw: the spec; its chain is a list of mappings.
-        axis: `seed`, a field of train, model or data (`lr`, `train.lr`), or an option of a part
-            (`rank`, `lora.rank`). A bare name must be unique.
+        axis: `seed`, a field (`lr`, `train.lr`) or a part's option (`rank`, `lora.rank`); a bare name must be unique.
         value: unparsed.
         where: starts the message.
 

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from lowrank.cards import card_names, data_card, model_card
-from lowrank.files import REPOSITORY, read_yaml
+from lowrank.files import REPOSITORY
 from lowrank.planning import make_plan
 from lowrank.spec import RunSpec
 from lowrank.strict import parse
 from lowrank.study import STUDIES
+from lowrank.yaml_files import read_yaml
 from tests.doc_pages import COMMENT, FENCE, INLINE, commands_in
 
 PAGE = REPOSITORY / "docs" / "documents.md"

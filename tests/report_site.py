@@ -9,12 +9,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from lowrank.files import read_yaml, write_json
+from lowrank.files import write_json
 from lowrank.report.build import build_study
 from lowrank.report.page import render_study
 from lowrank.report.site import render_index
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES
+from lowrank.yaml_files import read_yaml
 from tests.report_runs import make_runs, write_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

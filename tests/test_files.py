@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lowrank import files
 from lowrank.errors import ConfigError, IntegrityError, LowrankError
-from lowrank.files import check_seal, locked, read_json, read_yaml, replacing, replacing_folder, seal, write_json
+from lowrank.files import check_seal, locked, read_json, replacing, replacing_folder, seal, write_json
+from lowrank.yaml_files import read_yaml
 
 
 class Interrupted(BaseException):

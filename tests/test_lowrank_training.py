@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lowrank.files import read_yaml
 from lowrank.report.build import open_study
 from lowrank.report.context import Context
 from lowrank.report.verdicts import decide
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES, load_study, points
+from lowrank.yaml_files import read_yaml
 from tests.ledger_checks import check_answers, check_counts
 
 STUDY = "lowrank_training"

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from lowrank.errors import ConfigError, IntegrityError
-from lowrank.files import read_yaml
 from lowrank.report.build import build_study, open_study, verdicts
 from lowrank.report.figures import lines
 from lowrank.report.kinds import Lines
 from lowrank.report.style import SERIES, looks, svg
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES
+from lowrank.yaml_files import read_yaml
 from tests.report_runs import make_runs, spoil, write_runs
 
 LAPTOP_PAIRS = {8: (4, 8, 32), 32: (8, 32, 64), 128: (8, 32, 128, 256)}

@@ -2,12 +2,12 @@
 
 import pytest
 
-from lowrank.files import read_yaml
 from lowrank.report.build import open_study
 from lowrank.report.checks import combine
 from lowrank.report.verdicts import Finding
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES
+from lowrank.yaml_files import read_yaml
 from tests.report_runs import make_runs, write_runs
 
 

@@ -8,11 +8,12 @@ import nbformat
 import pytest
 
 from lowrank.errors import LowrankError
-from lowrank.files import REPOSITORY, read_yaml
+from lowrank.files import REPOSITORY
 from lowrank.report.html import rows_fragment
 from lowrank.report.inline import inline_svg
 from lowrank.report.page import NOTEBOOKS, render_study
 from lowrank.study import STUDIES
+from lowrank.yaml_files import read_yaml
 
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 

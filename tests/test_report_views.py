@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from lowrank.errors import ConfigError
-from lowrank.files import read_yaml
 from lowrank.report import build  # noqa: F401 - registers the kinds
 from lowrank.report.context import CHECKS, FIGURES, TABLES
 from lowrank.report.kinds import ClaimView, FigureView, TableView
 from lowrank.report.views import kinds, parse_views
 from lowrank.study import STUDIES
+from lowrank.yaml_files import read_yaml
 
 TABLE = {"kind": "summary", "title": "t", "note": "n", "by": ["lr"], "metrics": ["best_val_loss"]}
 CELL = {"table": "t", "row": {"lr": 1}, "column": "best_val_loss"}

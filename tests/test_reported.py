@@ -3,7 +3,6 @@
 import pytest
 
 from lowrank.errors import ConfigError
-from lowrank.files import read_yaml
 from lowrank.report.build import open_study
 from lowrank.report.kinds import CellRef
 from lowrank.report.ledger import Ledger
@@ -11,6 +10,7 @@ from lowrank.report.verdicts import find_row, published
 from lowrank.report.views import parse_views
 from lowrank.strict import parse
 from lowrank.study import STUDIES
+from lowrank.yaml_files import read_yaml
 from tests.ledger_checks import check_answers, check_claims, check_counts
 from tests.report_runs import make_runs, write_runs
 

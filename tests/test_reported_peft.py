@@ -11,7 +11,6 @@ import pytest
 
 from lowrank.cards import data_card, model_card
 from lowrank.collect import shown
-from lowrank.files import read_yaml
 from lowrank.registry import protocol
 from lowrank.report.build import open_study
 from lowrank.report.context import Context
@@ -19,6 +18,7 @@ from lowrank.report.verdicts import decide
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES, load_study, points
 from lowrank.train.history import write_history
+from lowrank.yaml_files import read_yaml
 from tests.ledger_checks import check_answers, check_claims, check_counts
 
 STUDY = "peft_comparison"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -85,27 +86,37 @@ def scale(minutes: float) -> ScaleSpec:
     return ScaleSpec(base={}, sweeps={}, minutes=minutes)
 
 
-def test_a_pack_asks_for_its_share_of_the_study() -> None:
-    packs = {
-        "long": {"steps": 900, "owners": ["one"], "extended": False},
-        "short": {"steps": 100, "owners": ["one"], "extended": False},
-        "both": {"steps": 100, "owners": ["one", "other"], "extended": False},
+def pack(steps: int, *owners: str, extended: bool = False, stacks: tuple[int, ...] = (1,)) -> dict[str, Any]:
+    members = [[f"run{index}-{member}" for member in range(size)] for index, size in enumerate(stacks)]
+    return {
+        "steps": steps,
+        "owners": list(owners),
+        "extended": extended,
+        "members": [run for stack in members for run in stack],
+        "stacks": [{"members": stack} for stack in members],
     }
+
+
+def test_a_pack_asks_for_its_share_of_the_study() -> None:
+    packs = {"long": pack(900, "one"), "short": pack(100, "one"), "both": pack(100, "one", "other")}
     found = add_needs({"packs": packs}, {"one": scale(110), "other": scale(60)})["packs"]
     assert found["long"]["minutes"] == 180
     assert found["short"]["minutes"] == 20
     assert found["both"]["minutes"] == 120
     assert [found[name]["expected_minutes"] for name in packs] == [90, 10, 60]
     assert [found[name]["gpus"] for name in packs] == [0, 0, 0]
-    tiny = add_needs({"packs": {"p": {"steps": 1, "owners": ["one"], "extended": False}}}, {"one": scale(0.1)})
+    tiny = add_needs({"packs": {"p": pack(1, "one")}}, {"one": scale(0.1)})
     assert tiny["packs"]["p"]["minutes"] == LEAST_MINUTES
 
 
+def test_a_step_in_a_stack_counts_half() -> None:
+    packs = {"alone": pack(400, "one", stacks=(1, 1, 1, 1)), "some": pack(400, "one", stacks=(3, 1))}
+    found = add_needs({"packs": packs}, {"one": scale(130)})["packs"]
+    assert [found[name]["expected_minutes"] for name in packs] == [80, 50]
+
+
 def test_what_only_extended_trains_has_minutes_of_its_own() -> None:
-    packs = {
-        "all": {"steps": 10, "owners": ["one"], "extended": False},
-        "beyond": {"steps": 1000, "owners": ["one"], "extended": True},
-    }
+    packs = {"all": pack(10, "one"), "beyond": pack(1000, "one", extended=True)}
     both = scale(100).model_copy(update={"extended": Extended(sweeps={}, minutes=500)})
     found = add_needs({"packs": packs}, {"one": both})["packs"]
     assert [found[name]["minutes"] for name in packs] == [200, 1000]

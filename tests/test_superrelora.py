@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from lowrank.collect import collect
-from lowrank.files import read_yaml
 from lowrank.planning import make_plan
 from lowrank.report.build import open_study
 from lowrank.report.verdicts import decide
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES
+from lowrank.yaml_files import read_yaml
 from tests.ledger_checks import check_answers, check_claims, check_counts
 
 # Counted in the document, its logs and its figures, not in the ledger.

@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import model_validator
 
 from lowrank.errors import ConfigError
-from lowrank.files import REPOSITORY, read_yaml
+from lowrank.files import REPOSITORY
 from lowrank.report.kinds import CellRef
 from lowrank.strict import Name, NonNegativeFloat, PositiveFloat, PositiveInt, Strict, parse
+from lowrank.yaml_files import read_yaml
 
 REPORTED = REPOSITORY / "resources" / "reported"
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import LowrankError
-from lowrank.files import REPOSITORY, read_json, read_yaml, write_text
+from lowrank.files import REPOSITORY, read_json, write_text
 from lowrank.report.frame import read_runs
 from lowrank.report.html import escape, template
 from lowrank.report.ledger import REPORTED
 from lowrank.report.run_page import render_runs
 from lowrank.report.views import parse_views
+from lowrank.yaml_files import read_yaml
 
 NOTEBOOKS = REPOSITORY / "workflow" / "notebooks"
 STUDY_FILES = REPOSITORY / "workflow" / "studies"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lowrank.files import read_json, read_yaml
+from lowrank.files import read_json
 from lowrank.report import style
 from lowrank.report.build import RUNS, open_study
 from lowrank.report.html import Last, badge, data_link, escape, fold, rows_fragment, table_fragment
@@ -20,6 +20,7 @@ from lowrank.report.seed_page import seeds_section
 from lowrank.report.text import snakemake
 from lowrank.report.verdicts import VERDICTS, published
 from lowrank.report.views import parse_views
+from lowrank.yaml_files import read_yaml
 
 FEW = 6
 """So many links in a row are of use."""

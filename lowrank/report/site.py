@@ -9,13 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from lowrank.files import REPOSITORY, read_json, read_yaml, write_json, write_text
+from lowrank.files import REPOSITORY, read_json, write_json, write_text
 from lowrank.report.bibliography import bibtex
 from lowrank.report.html import badge, cell_text, escape, template
 from lowrank.report.inline import inline_svg
 from lowrank.report.run_page import run_link
 from lowrank.report.text import duration, number, size
 from lowrank.report.verdicts import VERDICTS, published
+from lowrank.yaml_files import read_yaml
 
 STUDY_FILES = REPOSITORY / "workflow" / "studies"
 
