@@ -233,7 +233,7 @@ def test_a_run_of_the_trainer(lab: Lab, in_process: None, monkeypatch: pytest.Mo
     spec = parse(RunSpec, lab.spec("words", [LORA], "classification"), "test")
     pins = cards.run_pins(cards.model_card("words"), cards.data_card("rows"))
     member = Member("a-run", spec, pins, "code")
-    train_pack(Pack("p", (member,), prepared, runs=lab.root / "runs"), StopFlag())
+    train_pack(Pack("p", (member,), (("a-run",),), prepared, runs=lab.root / "runs"), StopFlag())
     assert read_json(lab.export("peft") / "export.json")["largest_logit_drift"] < 1e-4 * lab.moved()
 
 

@@ -95,7 +95,13 @@ class TestRunId:
         }
         assert SPEC_VERSION == 1
         assert defaults == {
-            "ModelSpec": {"layers": None, "head_classes": None, "dropout": None, "dtype": "float32"},
+            "ModelSpec": {
+                "layers": None,
+                "head_classes": None,
+                "dropout": None,
+                "dtype": "float32",
+                "gradient_checkpointing": False,
+            },
             "DataSpec": {
                 "max_length": 128,
                 "pad": "longest",

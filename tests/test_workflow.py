@@ -45,7 +45,7 @@ def test_a_second_call_does_nothing(lab: Lab) -> None:
 class TestWhatIsTrainedAgain:
     def test_not_for_a_comment(self, lab: Lab) -> None:
         lab.edit("lowrank/methods/lora.py", '"""LoRA: ', '"""LoRA, as everyone calls it: ')
-        lab.edit("lowrank/train/loop.py", "import math", "import math  # a remark")
+        lab.edit("lowrank/train/loop.py", "import time", "import time  # a remark")
         assert "Nothing to be done" in lab.snakemake("-n", "--", "all")
 
     def test_only_what_uses_an_edited_part(self, lab: Lab) -> None:
