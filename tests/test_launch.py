@@ -15,11 +15,10 @@ import pytest
 from lowrank import plan
 from lowrank.files import REPOSITORY, read_json, write_json
 from lowrank.needs import processes
-from lowrank.planning import Planner
 from lowrank.site import Site, demand
-from lowrank.spec import EvalSpec, TrainSpec
+from lowrank.spec import TrainSpec
 from lowrank.stacks import Room, stacks
-from tests.training_lab import manifest, prepared, run_spec
+from tests.training_lab import manifest, plan_one, run_spec
 
 SPEC = run_spec("lora", micro_batch_size=8, steps=40, eval_every=10)
 
@@ -55,14 +54,7 @@ def workers(agent: int) -> list[int]:
 def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
     """A pack of one run that a plan in the environment names, and the run; its scores are taken in training."""
     monkeypatch.chdir(tmp_path)
-    planner = Planner("smoke")
-    run = planner.add_run(SPEC, "study", keep_weights=False)
-    planner.add_packs("study", ["lr"], {"test": EvalSpec(split="test")}, size=1, mem_mb=0)
-    plan.write_plan(Path("plan.json"), planner.plan())
-    monkeypatch.setenv(plan.ENVIRONMENT, str(Path("plan.json").resolve()))
-    prepared(SPEC)
-    (name,) = planner.packs
-    return name, run
+    return plan_one(SPEC, monkeypatch, keep_weights=False)
 
 
 def test_asked_to_stop_and_finished(pack: tuple[str, str]) -> None:

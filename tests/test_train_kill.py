@@ -11,16 +11,14 @@ import pytest
 
 from lowrank import cli, files, plan, run_folder
 from lowrank.errors import LowrankError
-from lowrank.planning import Planner
 from lowrank.signals import StopFlag
-from lowrank.spec import EvalSpec
 from lowrank.train import checkpoint, loop
 from lowrank.train import pack as pack_module
 from lowrank.train.loop import Loop
 from lowrank.train.pack import train_pack
 from tests.child import in_child, signal_at, signal_twice
 from tests.test_train_resume import assert_same
-from tests.training_lab import manifest, pack_of, prepared, run_spec
+from tests.training_lab import manifest, pack_of, plan_one, run_spec
 
 SPEC = run_spec([{"part": "lora", "dropout": 0.2}])
 
@@ -62,14 +60,7 @@ def test_killed(owner: Any, name: str, call: int) -> None:
 
 def plan_of(monkeypatch: pytest.MonkeyPatch, *, keep_weights: bool = True) -> tuple[str, str]:
     """A plan of one run in the environment, as the workflow would name it; returns pack and run."""
-    planner = Planner("smoke")
-    run = planner.add_run(SPEC, "study", keep_weights)
-    planner.add_packs("study", ["lr"], {"test": EvalSpec(split="test")}, size=1, mem_mb=0)
-    plan.write_plan(Path("plan.json"), planner.plan())
-    monkeypatch.setenv(plan.ENVIRONMENT, str(Path("plan.json").resolve()))
-    prepared(SPEC)
-    (pack,) = planner.packs
-    return pack, run
+    return plan_one(SPEC, monkeypatch, keep_weights=keep_weights)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -96,13 +96,18 @@ def limits(site: Site, since: int) -> list[str]:
     return [row.split("|")[1] for row in rows if int(row.split("|")[0]) >= since]
 
 
-def test_a_job_is_warned_before_its_time_limit_and_gets_more(slow: SlowSite, done: Site) -> None:
+def limited(slow: SlowSite, done: Site, minutes: int) -> tuple[str, str]:
+    """A job that gets a time limit while it trains: its number, and what was said when all had ended."""
     process = slow.start(one_run(done))
     job, _ = slow.training()
-    # The warning comes two minutes before the limit, so with a limit of two minutes it comes at once.
-    slow.cluster.run("scontrol", "update", f"jobid={job}", "timelimit=2")
+    slow.cluster.run("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
     slow.stopped(job)
-    said = ended(process)
+    return job, ended(process)
+
+
+def test_a_job_is_warned_before_its_time_limit_and_gets_more(slow: SlowSite, done: Site) -> None:
+    # The warning comes two minutes before the limit, so with a limit of two minutes it comes at once.
+    job, said = limited(slow, done, minutes=2)
     assert "SIGTERM received" in said
     assert "FAILED: its command failed" in said
     assert limits(slow, int(job))[-1] == "20"
@@ -111,11 +116,7 @@ def test_a_job_is_warned_before_its_time_limit_and_gets_more(slow: SlowSite, don
 
 def test_a_job_that_passes_its_time_limit_gets_more(slow: SlowSite, done: Site) -> None:
     (slow.patch / "deaf").touch()
-    process = slow.start(one_run(done))
-    job, _ = slow.training()
-    slow.cluster.run("scontrol", "update", f"jobid={job}", "timelimit=1")
-    slow.stopped(job)
-    said = ended(process)
+    job, said = limited(slow, done, minutes=1)
     assert "TIMEOUT: it reached its time limit; the next attempt has more and goes on from its checkpoint" in said
     assert limits(slow, int(job))[-1] == "20"
     slow.went_on(done)
