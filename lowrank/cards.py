@@ -19,7 +19,7 @@ from lowrank.sources import AnySource, Files, FileSource, HubSource, LocalSource
 from lowrank.spec import DataSpec, RunSpec, data_id, run_id
 from lowrank.strict import Name, NonNegativeInt, Strict, parse, suggest
 from lowrank.templates import Template
-from lowrank.yaml_files import yaml_once
+from lowrank.yaml_files import record_once
 
 CARDS = REPOSITORY / "resources" / "cards"
 
@@ -187,7 +187,7 @@ def _read(record: type[_Kind], folder: Literal["data", "models"], name: str) -> 
     known = card_names(folder)
     if name not in known:
         raise ConfigError(f"unknown {folder.removesuffix('s')} card {name!r}{suggest(name, known)}")
-    card = parse(record, yaml_once(file, file.stat().st_mtime_ns), str(file))
+    card: _Kind = record_once(record, file, file.stat().st_mtime_ns, str(file))
     if card.name != name:
         raise ConfigError(f"{file}: name {card.name!r} is not the file's name; allowed: {name}")
     return card

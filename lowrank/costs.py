@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lowrank.cards import model_card
+from lowrank.cards import data_card, model_card
 from lowrank.estimate import Estimate, estimate, split_rows
 from lowrank.files import REPOSITORY, write_text
-from lowrank.forecasts import known_card
 from lowrank.gpus import BANDWIDTH_EFFICIENCY, EFFICIENCY, KERNEL_S, GpuFacts, gpu_facts
 from lowrank.models.load import skeleton
 from lowrank.plan import print_plan
@@ -85,7 +84,7 @@ def told(plan: Plan, runs: bool) -> str:
         return packs or f"scale {plan['scale']} uses no GPU, so what its runs take is not estimated"
     gpu = read_site().gpu.facts()
     rows = run_rows(plan, gpu) if runs else study_rows(plan, gpu)
-    lines = [[*map(_head, rows[0])], *([_cell(name, value) for name, value in row.items()] for row in rows)]
+    lines = _lines(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
     return "\n".join(filter(None, [packs, text, assumptions(gpu)]))
@@ -106,9 +105,13 @@ def assumptions(gpu: GpuFacts) -> str:
 def table(plan: Plan, gpu: GpuFacts) -> str:
     """The rows of the studies as Markdown."""
     rows = study_rows(plan, gpu)
-    lines = [[*map(_head, rows[0])], *([_cell(name, value) for name, value in row.items()] for row in rows)]
-    lines.insert(1, ["---", *["--:"] * (len(rows[0]) - 1)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    head, *rest = _lines(rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---", *["--:"] * (len(head) - 1)], *rest))
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Rows as text, their names first."""
+    return [[*map(_head, rows[0])], *([_cell(name, value) for name, value in row.items()] for row in rows)]
 
 
 def _head(name: str) -> str:
@@ -131,7 +134,7 @@ def _sums(plan: Plan, found: Mapping[str, Estimate], owners: Iterable[str]) -> d
     specs = {run: parse(RunSpec, plan["runs"][run]["spec"], run) for run in runs}
     disk = _model_bytes(specs.values()) + sum(_prepared_bytes(plan["data"][name]) for name in data)
     fetched = {plan["data"][name]["spec"]["card"] for name in data}
-    disk += round(GB * sum(known_card(card).size.files_gb or 0 for card in fetched))
+    disk += round(GB * sum(data_card(card).size.files_gb or 0 for card in fetched))
     disk += sum(run.results_bytes for run in runs.values())
     disk += max((run.work_bytes for run in runs.values()), default=0)
     return {
@@ -155,7 +158,7 @@ def _model_bytes(specs: Iterable[RunSpec]) -> int:
 
 def _prepared_bytes(entry: Mapping[str, Any]) -> int:
     spec = parse(DataSpec, entry["spec"], "plan")
-    card = known_card(spec.card)
+    card = data_card(spec.card)
     rows = sum(split_rows(spec, card).values())
     if card.image is not None:
         return rows * card.image.channels * card.image.height * card.image.width

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lowrank.cards import DataCard
+from lowrank.cards import DataCard, data_card
 from lowrank.errors import ConfigError
-from lowrank.forecasts import forecast_of, known_card
+from lowrank.forecasts import forecast_of
 from lowrank.gpus import GIB, GPUS, USABLE, GpuFacts, speed
 from lowrank.measure.forecast import Forecast
 from lowrank.measure.tally import Work, flops, seconds
@@ -79,12 +79,12 @@ def steps_of(spec: RunSpec) -> int:
     """Optimizer steps of a run, by what its data card says of the rows; 0 where it says nothing."""
     if spec.train.steps is not None:
         return spec.train.steps
-    rows = split_rows(spec.data, known_card(spec.data.card)).get("train", 0)
+    rows = split_rows(spec.data, data_card(spec.data.card)).get("train", 0)
     return (spec.train.epochs or 0) * math.ceil(rows / spec.train.batch_size)
 
 
 def _rows(spec: DataSpec, split: str) -> int:
-    found = split_rows(spec, known_card(spec.card))
+    found = split_rows(spec, data_card(spec.card))
     if split not in found:
         raise ConfigError(
             f"data card {spec.card!r}: size.rows says nothing of {split}, so what a run takes is not known; state it"

@@ -10,11 +10,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from pathlib import Path
 from typing import Any, get_args
 
-from lowrank import cards
-from lowrank.cards import DataCard, data_card
+from lowrank.asked import Asked
+from lowrank.cards import data_card
 from lowrank.console import progress
 from lowrank.files import REPOSITORY, canonical_json, read_json, write_text
 from lowrank.measure.forecast import Forecast, forecast
@@ -33,16 +32,6 @@ TYPICAL_STEPS = 1000
 """How long a run is taken to be that trains at all: its length decides no size."""
 
 
-def known_card(name: str) -> DataCard:
-    """A data card, read once: a plan asks thousands of times."""
-    return _card(name, cards.CARDS)
-
-
-@functools.cache
-def _card(name: str, folder: Path) -> DataCard:
-    return data_card(name)
-
-
 def question(spec: RunSpec) -> str:
     """What decides the sizes of a run, as text.
 
@@ -50,7 +39,7 @@ def question(spec: RunSpec) -> str:
     share of something, and those in which the members of a stack may differ, but for ranks.
     """
     plain = spec.dump()
-    data: dict[str, Any] = {"labels": len(known_card(spec.data.card).labels), "max_length": spec.data.max_length}
+    data: dict[str, Any] = {"labels": len(data_card(spec.data.card).labels), "max_length": spec.data.max_length}
     if spec.task == "masked_lm":
         data["mask_fraction"] = spec.data.mask_fraction
     return canonical_json(
@@ -83,28 +72,15 @@ def forecast_of(spec: RunSpec) -> Forecast:
     Raises:
         ConfigError: the chain does not fit the model.
     """
-    return _forecast(question(spec), _Asked(spec))
-
-
-class _Asked:
-    """An argument that the cache does not compare: the question's text says it all."""
-
-    def __init__(self, spec: RunSpec) -> None:
-        self.spec = spec
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked)
-
-    def __hash__(self) -> int:
-        return 0
+    return _forecast(Asked(question(spec), spec))
 
 
 @functools.cache
-def _forecast(asked: str, by: _Asked) -> Forecast:
-    known = _known().get(_digest(asked))
+def _forecast(asked: Asked) -> Forecast:
+    known = _known().get(_digest(asked.text))
     if known is not None:
         return parse(Forecast, known, str(FILE))
-    found = forecast(by.spec, 0 if by.spec.train.steps == 0 else TYPICAL_STEPS, EVAL_BATCH_SIZE)
+    found = forecast(asked.spec, 0 if asked.spec.train.steps == 0 else TYPICAL_STEPS, EVAL_BATCH_SIZE)
     works = {name: _coarse(getattr(found, name)) for name in ("micro_batch", "update", "eval_batch")}
     return found.model_copy(update=works)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -38,8 +37,6 @@ class Planner:
         self.data: dict[str, dict[str, Any]] = {}
         self.cards: dict[str, dict[str, Any]] = {}
         self.evaluations: dict[str, dict[str, Any]] = {}
-        # Hundreds of runs share a few cards and chains.
-        self._data_card, self._model_card = functools.cache(data_card), functools.cache(model_card)
         self._checks = Checks()
         self._digests: dict[str, dict[str, str]] = {}
 
@@ -93,7 +90,7 @@ class Planner:
         Raises:
             ConfigError: an unknown card, or a chain that cannot work on the model or share out the batches.
         """
-        model, data = self._model_card(spec.model.card), self._data_card(spec.data.card)
+        model, data = model_card(spec.model.card), data_card(spec.data.card)
         self._checks.check(spec, model, data)
         if isinstance(model.source, TrainedSource):
             self._add_card(model, self.add_run(run_spec(model), owner, keep_weights=True, extended=extended))
@@ -157,7 +154,7 @@ class Planner:
         for pack in self.packs.values():
             if any(owner in self.runs[run]["owners"] for run in pack["members"]):
                 pack["owners"].append(owner)
-                model = self._model_card(self.runs[pack["members"][0]]["spec"]["model"]["card"])
+                model = model_card(self.runs[pack["members"][0]]["spec"]["model"]["card"])
                 for label, spec in evaluations.items():
                     if label not in only or set(only[label]) & set(pack["members"]):
                         pack["evaluations"] |= self._add_evaluation(owner, label, spec, model, pack["data"])
@@ -198,7 +195,7 @@ class Planner:
         self, owner: str, label: str, spec: EvalSpec, model: ModelCard, trained_on: str
     ) -> dict[str, str]:
         """Id of the evaluation -> id of the prepared data that it scores a pack on."""
-        data = None if spec.data is None else self._data_card(spec.data.card)
+        data = None if spec.data is None else data_card(spec.data.card)
         name = eval_id(spec, {} if data is None else {data.name: data.pin})
         entry = self.evaluations.setdefault(
             name,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lowrank.asked import Asked
 from lowrank.cards import data_card, model_card
 from lowrank.errors import ConfigError
 from lowrank.files import canonical_json
@@ -99,22 +100,13 @@ def refusal(spec: RunSpec, labels: int) -> str | None:
     if spec.train.observe:
         return f"observers look at one run: {', '.join(spec.train.observe)}"
     plain = spec.dump()
-    return _refusal(_Asked(canonical_json([plain["model"], plain["chain"], spec.task, labels]), labels, spec))
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A question that a cache knows again by its text."""
-
-    text: str
-    labels: int
-    spec: RunSpec = field(compare=False)
+    return _refusal(Asked(canonical_json([plain["model"], plain["chain"], spec.task, labels]), spec), labels)
 
 
 @functools.lru_cache(maxsize=256)
-def _refusal(asked: _Asked) -> str | None:
+def _refusal(asked: Asked, labels: int) -> str | None:
     spec = asked.spec
-    chains = [Chain.build(spec.chain).attach(skeleton(spec.model, spec.task, asked.labels)) for _ in range(2)]
+    chains = [Chain.build(spec.chain).attach(skeleton(spec.model, spec.task, labels)) for _ in range(2)]
     try:
         StackedChain(chains[0], chains[1:])
     except ConfigError as error:
@@ -123,8 +115,8 @@ def _refusal(asked: _Asked) -> str | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _footprint(asked: _Asked) -> Footprint:
-    return footprint(asked.spec, asked.labels)
+def _footprint(asked: Asked, labels: int) -> Footprint:
+    return footprint(asked.spec, labels)
 
 
 def _shared(spec: RunSpec) -> str:
@@ -202,4 +194,4 @@ def _foot(spec: RunSpec, labels: int) -> Footprint:
     plain, train = spec.dump(), spec.train
     sizes = [train.micro_batch_size or train.batch_size, train.precision, tokens_a_row(spec)]
     asked = canonical_json([plain["model"], plain["chain"], spec.task, labels, spec.data.image_size, *sizes])
-    return _footprint(_Asked(asked, labels, spec))
+    return _footprint(Asked(asked, spec), labels)

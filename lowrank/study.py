@@ -13,7 +13,7 @@ from lowrank.files import REPOSITORY
 from lowrank.registry import part
 from lowrank.spec import DataSpec, EvalSpec, ModelSpec, RunSpec, TrainSpec
 from lowrank.strict import Name, NonNegativeInt, PositiveFloat, PositiveInt, Strict, parse, suggest
-from lowrank.yaml_files import read_yaml
+from lowrank.yaml_files import record_once
 
 STUDIES = REPOSITORY / "workflow" / "studies"
 
@@ -130,7 +130,7 @@ def load_study(name: str) -> Study:
     if name not in studies():
         raise ConfigError(f"unknown study {name!r}{suggest(name, studies())}")
     path = STUDIES / f"{name}.yaml"
-    study = parse(Study, read_yaml(path), _shown(path))
+    study: Study = record_once(Study, path, path.stat().st_mtime_ns, _shown(path))
     if study.study != name:
         raise ConfigError(f"{_shown(path)}: study: {study.study!r}, but the file is called {name!r}")
     named = {f"evaluations.{label}.arms": asked.arms for label, asked in study.evaluations.items()}

@@ -1,4 +1,4 @@
-"""YAML as it is read here: safely, with libyaml, and refusing a key that stands twice."""
+"""YAML as it is read here: safely, with libyaml, refusing a key that stands twice; a record once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lowrank.errors import ConfigError
+from lowrank.strict import Strict, parse
 
 
 def read_yaml(path: Path) -> Any:
@@ -29,9 +30,19 @@ def read_yaml(path: Path) -> Any:
 
 
 @functools.cache
-def yaml_once(path: Path, written_ns: int) -> Any:
-    """`read_yaml`, once for each time that the file was written; what it returns must not be changed."""
-    return read_yaml(path)
+def record_once(record: type[Strict], path: Path, written_ns: int, place: str) -> Any:
+    """The record that a file holds, read once for each time that it was written.
+
+    Args:
+        record: its class.
+        path: the file.
+        written_ns: when it was written.
+        place: what messages call it.
+
+    Raises:
+        ConfigError: from `read_yaml`, or a fault in the record.
+    """
+    return parse(record, read_yaml(path), place)
 
 
 def _refuse_repeats(node: yaml.Node | None, seen: set[int]) -> None:

@@ -10,7 +10,7 @@ from lowrank.measure.memory import PeakMemory, rss_bytes
 from lowrank.measure.predict import predict_step
 from lowrank.measure.step import Accounting, measure_step, model_loss
 from lowrank.measure.storages import counts, optimizer_bytes, saved_tensors, storage_bytes
-from lowrank.measure.weights import trunk_weights, weight_norms
+from lowrank.measure.weights import kept_trunk, trunk_weights, weight_norms
 
 __all__ = [
     "Accounting",
@@ -18,6 +18,7 @@ __all__ = [
     "PeakMemory",
     "counts",
     "device_facts",
+    "kept_trunk",
     "let_go",
     "measure_step",
     "model_loss",

@@ -13,15 +13,12 @@ from lowrank.measure.predict import faked, told
 from lowrank.measure.step import Step
 from lowrank.measure.storages import counts, gradients, model_tensors, optimizer_bytes, storage_bytes, tensors_in
 from lowrank.measure.tally import Tally, Work
-from lowrank.measure.weights import trunk_weights
+from lowrank.measure.weights import kept_trunk
 from lowrank.methods.chain import Chain
 from lowrank.models.load import skeleton
 from lowrank.spec import RunSpec
 from lowrank.strict import Strict
 from lowrank.tasks import forward, task
-
-KEPT_UP_TO_PARAMETERS = 10**9
-"""Up to so many, training keeps a copy of the base to say how far the weights moved."""
 
 
 class Forecast(Strict):
@@ -85,8 +82,7 @@ def forecast(spec: RunSpec, total_steps: int, eval_rows: int) -> Forecast:
     with faked(model):
         optimizer = chain.optimizer(spec.train)
         chain.schedule(spec.train, total_steps)
-        copied = counts(model)["parameters"] <= KEPT_UP_TO_PARAMETERS
-        kept: list[Any] = [trunk_weights(model)] if copied else []
+        kept: list[Any] = [kept_trunk(model)]
         if spec.train.select == "best":
             kept.append({name: tensor.clone() for name, tensor in chain.changed().items()})
         batch = _batch(model, spec, spec.train.micro_batch_size or spec.train.batch_size)

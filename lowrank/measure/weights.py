@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank.measure.storages import counts
+
+KEPT_UP_TO_PARAMETERS = 10**9
+"""Above this, how far the weights moved is not recorded: it would take a second copy of the base."""
+
 
 @torch.no_grad()
 def trunk_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -16,6 +21,11 @@ def trunk_weights(model: nn.Module) -> dict[str, Tensor]:
     Taken before training, it is the base state that `weight_norms` compares with.
     """
     return {name: weight.clone() for name, weight in _effective_weights(model)}
+
+
+def kept_trunk(model: nn.Module) -> dict[str, Tensor] | None:
+    """What training keeps of a base: `trunk_weights`, or None where a second copy would take too much memory."""
+    return trunk_weights(model) if counts(model)["parameters"] <= KEPT_UP_TO_PARAMETERS else None
 
 
 @torch.no_grad()

@@ -6,42 +6,34 @@ newest checkpoint. One that does not fit even so is a result, as a divergence is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lowrank.console import announce
-from lowrank.data.loader import TaskBatches
 from lowrank.measure import let_go
 from lowrank.methods.chain import Chain
 from lowrank.models.load import skeleton
-from lowrank.signals import StopFlag
 from lowrank.spec import RunSpec
 from lowrank.train import checkpoint
-from lowrank.train.ranks import ALONE, Ranks
 from lowrank.train.state import State
-from lowrank.train.together import Member, Saved, Trained, train_members
+from lowrank.train.together import Member, Saved, Setting, Trained, train_members
 
 
 def train_fitting(
     members: Sequence[Member],
     saved: Sequence[Saved | None],
-    splits: Mapping[str, TaskBatches],
-    labels: int,
-    stop: StopFlag,
-    work: Path,
-    save_every_s: float,
-    ranks: Ranks = ALONE,
+    setting: Setting,
 ) -> Iterator[Trained]:
     """What `train_members` gives, whose arguments these are; a run that does not fit ends with its state alone."""
 
     def attempt(own: Sequence[Member], found: Sequence[Saved | None], cut: int | None) -> Iterator[Trained] | None:
         """The trained runs; None where memory ran out before the first was."""
-        ranks.tell({"run": own[0].run, "step": found[0]["loop"]["step"] if found[0] else None, "cut": cut})
-        ends = train_members(own, found, splits, labels, stop, work, save_every_s, cut, ranks)
+        setting.ranks.tell({"run": own[0].run, "step": found[0]["loop"]["step"] if found[0] else None, "cut": cut})
+        ends = train_members(own, found, setting, cut)
         try:
             first = next(ends)
         except Exception as error:
-            if not ranks.ran_out(error):
+            if not setting.ranks.ran_out(error):
                 raise
             return None
         return _and_then(first, ends)
@@ -53,14 +45,14 @@ def train_fitting(
             return
         let_go()
         announce(f"{members[0].run} and {len(members) - 1} more: out of memory; they go on one after another")
-        saved = [_newest(member, work) for member in members]
+        saved = [_newest(member, setting.work) for member in members]
     for member, found in zip(members, saved, strict=True):
         cut = found["loop"]["cut"] if found else None
         while (ends := attempt([member], [found], cut)) is None:
             let_go()
-            found, cut = _newest(member, work), _smaller(member.spec, cut)
+            found, cut = _newest(member, setting.work), _smaller(member.spec, cut)
             if cut is None:
-                ends = iter([_unfit(member.spec, found, labels)])
+                ends = iter([_unfit(member.spec, found, setting.labels)])
                 break
             announce(f"{member.run}: out of memory; it goes on with micro-batches of {cut}, in the same batches")
         yield from ends

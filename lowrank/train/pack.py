@@ -31,7 +31,7 @@ from lowrank.train.fitting import train_fitting
 from lowrank.train.history import write_history
 from lowrank.train.ranks import ALONE, Ranks, RanOut
 from lowrank.train.state import State
-from lowrank.train.together import Member, Trained, resumed, train_members
+from lowrank.train.together import Member, Setting, Trained, resumed, train_members
 
 CHECKPOINT_EVERY_S = 120.0
 """Seconds of training between two checkpoints; one more is written when the process is asked to stop."""
@@ -108,7 +108,8 @@ def train_pack(pack: Pack, stop: StopFlag, after: After | None = None, ranks: Ra
             for together, saved in resumed(members, pack.work):
                 data = together[0].spec.data
                 splits = open_splits(pack.prepared, data, together[0].spec.task)
-                ends = train_fitting(together, saved, splits, labels, stop, pack.work, CHECKPOINT_EVERY_S, ranks)
+                setting = Setting(splits, labels, stop, pack.work, CHECKPOINT_EVERY_S, ranks)
+                ends = train_fitting(together, saved, setting)
                 for member, trained in zip(together, ends, strict=True):
                     _publish(pack, member, trained, after)
                     shutil.rmtree(pack.work / member.run, ignore_errors=True)
@@ -135,8 +136,9 @@ def follow(pack: Pack, stop: StopFlag, ranks: Ranks) -> None:
         if step is not None and (saved is None or saved["loop"]["step"] != step):
             raise IntegrityError(f"{member.run}: process {ranks.rank} does not find the checkpoint of step {step}")
         splits = open_splits(pack.prepared, member.spec.data, member.spec.task)
+        setting = Setting(splits, labels, stop, pack.work, math.inf, ranks)
         try:
-            for _ in train_members([member], [saved], splits, labels, stop, pack.work, math.inf, asked["cut"], ranks):
+            for _ in train_members([member], [saved], setting, asked["cut"]):
                 pass
         except RanOut:  # in one process or several; the first says how it goes on
             let_go()

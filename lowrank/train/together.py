@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank.console import say
 from lowrank.data.loader import TaskBatches
 from lowrank.errors import Preempted
-from lowrank.measure import counts, trunk_weights
+from lowrank.measure import kept_trunk
 from lowrank.methods.chain import Chain
 from lowrank.methods.stacked import share_base
 from lowrank.methods.stacked_chain import StackedChain
@@ -26,9 +26,6 @@ from lowrank.train.loop import Loop
 from lowrank.train.ranks import ALONE, Ranks
 from lowrank.train.stacked_loop import StackedLoop
 from lowrank.train.state import State
-
-NORMS_UP_TO_PARAMETERS = 10**9
-"""Above this, how far the weights moved is not recorded: it would take a second copy of the base."""
 
 Saved = dict[str, Any]
 
@@ -76,6 +73,27 @@ class Trained:
     base: dict[str, Tensor] | None
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What runs of one job have in common.
+
+    Attributes:
+        splits: of the prepared data.
+        labels: classes.
+        stop: polled after each step and inside evaluations.
+        work: where checkpoints go.
+        save_every_s: seconds of training between two of them.
+        ranks: the processes that train one run together; the first of them saves.
+    """
+
+    splits: Mapping[str, TaskBatches]
+    labels: int
+    stop: StopFlag
+    work: Path
+    save_every_s: float
+    ranks: Ranks = ALONE
+
+
 def resumed(members: Sequence[Member], work: Path) -> list[tuple[list[Member], list[Saved | None]]]:
     """Members that stand at the same step, with what they saved there.
 
@@ -99,33 +117,23 @@ def resumed(members: Sequence[Member], work: Path) -> list[tuple[list[Member], l
 def train_members(
     members: Sequence[Member],
     saved: Sequence[Saved | None],
-    splits: Mapping[str, TaskBatches],
-    labels: int,
-    stop: StopFlag,
-    work: Path,
-    save_every_s: float,
+    setting: Setting,
     cut: int | None = None,
-    ranks: Ranks = ALONE,
 ) -> Iterator[Trained]:
     """Trains runs together and gives each back, in order.
 
     Args:
         members: one, or several that can be stacked.
         saved: the checkpoint that each goes on from, all at one step; None at the start.
-        splits: of the prepared data.
-        labels: classes.
-        stop: polled after each step and inside evaluations.
-        work: where checkpoints go.
-        save_every_s: seconds of training between two of them.
+        setting: of the job.
         cut: examples of a forward pass where a run alone has to do with fewer than it asks for.
-        ranks: the processes that train one run together; the first of them saves.
 
     Raises:
         Preempted: a signal arrived; what was reached is saved.
     """
     loop: Loop
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    first = members[0].spec
+    first, splits, labels = members[0].spec, setting.splits, setting.labels
     if len(members) == 1:
         base, chain = _attached(first, labels, device)
         settings = first.train if cut is None else first.train.model_copy(update={"micro_batch_size": cut})
@@ -138,7 +146,7 @@ def train_members(
             splits["validation"],
             first.seed,
             device,
-            ranks,
+            setting.ranks,
         )
         if saved[0] is not None:
             loop.load_state_dict(saved[0])
@@ -151,7 +159,7 @@ def train_members(
     for member, found in zip(members, saved, strict=True):
         if found is not None:
             say(f"{member.run}: goes on from step {found['loop']['step']}")
-    _run(loop, members, stop, work, save_every_s)
+    _run(loop, members, setting)
     if len(members) == 1:
         if loop.state.best_weights:
             chain.load_changed(loop.state.best_weights)
@@ -168,8 +176,7 @@ def train_members(
 def _attached(spec: RunSpec, labels: int, device: torch.device) -> tuple[dict[str, Tensor] | None, Chain]:
     """A run's base weights and its chain, attached to its model."""
     model = load_model(spec.model, spec.task, labels, spec.seed).to(device)
-    base = trunk_weights(model) if counts(model)["parameters"] <= NORMS_UP_TO_PARAMETERS else None
-    return base, Chain.build(spec.chain).attach(model, spec.seed)
+    return kept_trunk(model), Chain.build(spec.chain).attach(model, spec.seed)
 
 
 def _stack(members: Sequence[Member], saved: Sequence[Saved | None], labels: int) -> StackedChain:
@@ -186,7 +193,7 @@ def _stack(members: Sequence[Member], saved: Sequence[Saved | None], labels: int
     return StackedChain(chains[0], chains[1:])
 
 
-def _run(loop: Loop, members: Sequence[Member], stop: StopFlag, work: Path, save_every_s: float) -> None:
+def _run(loop: Loop, members: Sequence[Member], setting: Setting) -> None:
     """Trains to the end; saves now and then, and where it is asked to stop, in the first process."""
     seconds: Callable[[], float] = lambda: sum(state.seconds for state in loop.states)  # noqa: E731
     last_saved = seconds()
@@ -197,16 +204,16 @@ def _run(loop: Loop, members: Sequence[Member], stop: StopFlag, work: Path, save
             return
         for index, member in enumerate(members):
             step = loop.states[index].step
-            checkpoint.save(member.checkpoints(work), step, loop.state_dict(index), member.facts)
+            checkpoint.save(member.checkpoints(setting.work), step, loop.state_dict(index), member.facts)
         last_saved = seconds()
 
     def keep(loop: Loop) -> None:
-        if seconds() - last_saved >= save_every_s:
+        if seconds() - last_saved >= setting.save_every_s:
             save(loop)
 
     label = members[0].run + (f" and {len(members) - 1} more" if len(members) > 1 else "")
     try:
-        loop.run(keep, label, stop)
+        loop.run(keep, label, setting.stop)
     except Preempted:
         save(loop)
         loop.ranks.tell(loop.step)  # no process ends before the first has saved
