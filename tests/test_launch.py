@@ -18,7 +18,8 @@ from lowrank.needs import processes
 from lowrank.site import Site, demand
 from lowrank.spec import TrainSpec
 from lowrank.stacks import Room, stacks
-from tests.training_lab import manifest, plan_one, run_spec
+from tests.planning_lab import plan_one
+from tests.training_lab import manifest, run_spec
 
 SPEC = run_spec("lora", micro_batch_size=8, steps=40, eval_every=10)
 

@@ -17,8 +17,9 @@ from lowrank.train import pack as pack_module
 from lowrank.train.loop import Loop
 from lowrank.train.pack import train_pack
 from tests.child import in_child, signal_at, signal_twice
+from tests.planning_lab import plan_one
 from tests.test_train_resume import assert_same
-from tests.training_lab import manifest, pack_of, plan_one, run_spec
+from tests.training_lab import manifest, pack_of, run_spec
 
 SPEC = run_spec([{"part": "lora", "dropout": 0.2}])
 

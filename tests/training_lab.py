@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lowrank import jobs, plan
+from lowrank import jobs
 from lowrank.cards import data_card, model_card, prepared_id, run_pins, tokenizer_card
 from lowrank.data.fetch import fetch
 from lowrank.data.prepare import prepare
 from lowrank.files import MANIFEST, read_json
-from lowrank.planning import Planner
 from lowrank.run_folder import HISTORY, RUNS, WEIGHTS
-from lowrank.spec import DataSpec, EvalSpec, RunSpec, run_id
+from lowrank.spec import DataSpec, RunSpec, run_id
 from lowrank.stacks import Room, stacks
 from lowrank.train.history import read_history
 from lowrank.train.pack import Member, Pack
@@ -73,18 +71,6 @@ def pack_of(*specs: RunSpec, code: str = "code", **fields: Any) -> Pack:
     labels = len(data_card(specs[0].data.card).labels)
     together = tuple(tuple(members[i].run for i in stack.members) for stack in stacks(specs, labels, ROOM))
     return Pack("pack", members, together, prepared(specs[0]), **fields)
-
-
-def plan_one(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, *, keep_weights: bool) -> tuple[str, str]:
-    """A plan of one run in the environment, as the workflow would name it; returns pack and run."""
-    planner = Planner("smoke")
-    run = planner.add_run(spec, "study", keep_weights)
-    planner.add_packs("study", ["lr"], {"test": EvalSpec(split="test")}, size=1, mem_mb=0)
-    plan.write_plan(Path("plan.json"), planner.plan())
-    monkeypatch.setenv(plan.ENVIRONMENT, str(Path("plan.json").resolve()))
-    prepared(spec)
-    (pack,) = planner.packs
-    return pack, run
 
 
 def weights(run: str, folder: Path = RUNS) -> dict[str, Tensor]:
