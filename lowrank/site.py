@@ -5,6 +5,7 @@ Nothing heavy is imported: the Snakefile reads it in every job.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ ENVIRONMENT = "LOWRANK_SITE"
 
 PREEMPTIBLE_ATTEMPTS = 4
 """So many attempts of a job may be pre-empted; what follows goes to the ordinary partition, so that the work ends."""
+
+MOST_MEMORY = 4
+"""A job that comes back asks for at most so many times the memory: one that only needs time comes back often."""
 
 EXAMPLE = REPOSITORY / "workflow" / "profiles" / "site.example.yaml"
 
@@ -64,7 +68,7 @@ class Site(Strict):
     sbatch: tuple[str, ...] = ()
     """Further options of sbatch."""
     max_runtime_minutes: PositiveInt = 24 * 60
-    """No job asks for more."""
+    """No job asks for more: the time limit of the partitions. A longer pack goes on in further jobs."""
     warn_seconds: PositiveInt = 120
     """Seconds before its time limit at which a job is told to save and stop."""
 
@@ -72,6 +76,10 @@ class Site(Strict):
         """What stands before each job's command."""
         loads = [f"module load {' '.join(map(shlex.quote, self.modules))}"] if self.modules else []
         return "".join(f"{command}; " for command in [*loads, *self.setup])
+
+    def jobs_for(self, minutes: float) -> int:
+        """How many jobs, one after another, something takes that goes on from its checkpoint after a time limit."""
+        return max(1, math.ceil(minutes / self.max_runtime_minutes))
 
 
 def site_file(environment: Mapping[str, str] = os.environ) -> Path:
@@ -106,7 +114,7 @@ def demand(site: Site, needs: Mapping[str, Any], attempt: int, preemptible: bool
     """
     gpus = int(needs["gpus"])
     asked: dict[str, Any] = {
-        "mem_mb": int(needs["mem_mb"]) * attempt,
+        "mem_mb": int(needs["mem_mb"]) * min(attempt, MOST_MEMORY),
         "runtime": min(int(needs["minutes"]) * attempt, site.max_runtime_minutes),
         "slurm_account": site.account,
         "slurm_partition": site.gpu.partition if gpus else site.partition,

@@ -6,7 +6,7 @@ It submits and cancels as `snakemake-executor-plugin-slurm` does, and differs in
   of the accounting is not noticed, and one of the controller is waited out. The stock plugin forgets its jobs
   when a query fails, and waits for ever.
 - A job that was pre-empted or lost its node may come back by itself; one that does not is a failure after
-  `GRACE_S`. The stock plugin waits for ever.
+  `GRACE_S`, as is one that the controller lost. The stock plugin waits for ever.
 - Jobs are asked after at a steady interval. The stock plugin's grows to three minutes, which every retry pays.
 - What the accounting says of a job that ended is recorded, for the report.
 - It refuses to start beside jobs of an earlier call in the same folder, which would write the same files.
@@ -36,6 +36,7 @@ from snakemake_executor_plugin_lowrank_slurm.watching import (
     judge,
     record,
     states,
+    told,
     usage,
 )
 
@@ -105,10 +106,10 @@ class Executor(SlurmExecutor):  # type: ignore[misc]  # the plugin has no types
         answer = await _ask([*CONTROLLER, self.run_uuid])
         found = {} if answer is None else states(answer)
         forgotten = [job for job in jobs if job not in found]
-        told = await _ask(accounting(forgotten)) if forgotten else None
-        if told is not None:
-            found |= {job: state for job, state in states(told).items() if job in forgotten}
-        silent = answer is None and told is None
+        printed = await _ask(accounting(forgotten)) if forgotten else None
+        if printed is not None:
+            found |= told(printed, forgotten, controller_answers=answer is not None)
+        silent = answer is None and printed is None
         if silent != self._told_outage:
             self._told_outage = silent
             self.logger.warning(

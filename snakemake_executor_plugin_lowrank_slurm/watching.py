@@ -17,7 +17,11 @@ GRACE_S = 120.0
 FORGOTTEN_S = 900.0
 """How long a job may be known to nobody: a new one reaches the accounting late."""
 
-RETURNING = frozenset({"PREEMPTED", "NODE_FAIL", "REQUEUED"})
+LOST = "LOST"
+"""Our word for a job that the controller does not list, and of which the accounting knows no end: a controller that is
+killed within seconds of a submission has not saved it yet."""
+
+RETURNING = frozenset({"PREEMPTED", "NODE_FAIL", "REQUEUED", LOST})
 
 FAILED = {
     "BOOT_FAIL": "its node did not start",
@@ -25,6 +29,7 @@ FAILED = {
     "DEADLINE": "it passed its deadline",
     "FAILED": "its command failed",
     "LAUNCH_FAILED": "it could not be launched",
+    LOST: "the controller does not know it, and the accounting knows of no end; it is submitted again",
     "NODE_FAIL": "its node failed and it was not requeued",
     "OUT_OF_MEMORY": "it used more memory than it had asked for; the next attempt asks for more",
     "PREEMPTED": "it was pre-empted and not requeued; the next attempt goes on from its checkpoint",
@@ -56,7 +61,11 @@ def usage(job: str) -> list[str]:
 def has_ended(printed: str) -> bool:
     """Whether the accounting knows the end of a job, whose lines are first its own and then its steps'."""
     state = printed.partition("|")[2].partition("|")[0].split()
-    return bool(state) and (state[0] == "COMPLETED" or state[0].rstrip("+") in FAILED)
+    return bool(state) and _is_end(state[0].rstrip("+"))
+
+
+def _is_end(state: str) -> bool:
+    return state == "COMPLETED" or state in FAILED
 
 
 def record(rule: str, printed: str, file: Path = RECORD) -> None:
@@ -74,6 +83,13 @@ def states(printed: str) -> dict[str, str]:
         if state:
             found[job] = state.split()[0].rstrip("+")
     return found
+
+
+def told(printed: str, jobs: list[str], controller_answers: bool) -> dict[str, str]:
+    """What the accounting says of jobs that the controller does not list; it would list one that waits or runs."""
+    known = states(printed)
+    found = {job: known.get(job, "") for job in jobs}
+    return {job: LOST if controller_answers and not _is_end(state) else state for job, state in found.items()}
 
 
 def judge(state: str, seconds: float) -> str | None:

@@ -32,9 +32,14 @@ def test_no_site_asks_for_nothing_by_name() -> None:
 
 
 def test_memory_and_time_grow_with_the_attempt_up_to_what_the_site_allows() -> None:
-    asked = [demand(Site(max_runtime_minutes=50), NEEDS, attempt, False) for attempt in (1, 2, 3)]
-    assert [a["mem_mb"] for a in asked] == [1000, 2000, 3000]
-    assert [a["runtime"] for a in asked] == [30, 50, 50]
+    asked = [demand(Site(max_runtime_minutes=50), NEEDS, attempt, False) for attempt in (1, 2, 3, 4, 9)]
+    assert [a["mem_mb"] for a in asked] == [1000, 2000, 3000, 4000, 4000], "what only needs time comes back often"
+    assert [a["runtime"] for a in asked] == [30, 50, 50, 50, 50]
+
+
+@pytest.mark.parametrize(("minutes", "jobs"), [(0.5, 1), (50, 1), (51, 2), (288 * 60, 346)])
+def test_what_takes_longer_than_a_job_may_goes_on_in_further_ones(minutes: float, jobs: int) -> None:
+    assert Site(max_runtime_minutes=50).jobs_for(minutes) == jobs
 
 
 def test_a_gpu_job_goes_where_the_gpus_are(tmp_path: Path) -> None:
@@ -135,10 +140,10 @@ def test_profiles_resolve_from_the_root_and_name_the_scale(profile: str) -> None
 
 
 def test_only_the_profiles_try_again() -> None:
-    """A rule's own `retries:` would repeat inside the same allocation, with the same memory and time."""
+    """A number as a rule's own `retries:` would repeat inside the same allocation, with the same memory and time."""
     workflow = PROFILES.parent
-    rules = [workflow / "Snakefile", *(workflow / "rules").glob("*.smk")]
-    assert not [file for file in rules if re.search(r"^\s*retries\s*:", file.read_text(), re.MULTILINE)]
+    rules = "".join(file.read_text() for file in [workflow / "Snakefile", *(workflow / "rules").glob("*.smk")])
+    assert set(re.findall(r"^\s*retries\s*:(.*)", rules, re.MULTILINE)) == {" retries(pack)"}
     for name in ("slurm", "slurm-preemptible"):
         assert yaml.safe_load((PROFILES / name / "profile.v9+.yaml").read_text())["retries"] >= 3
 
@@ -147,6 +152,17 @@ def test_what_the_commands_print_is_read() -> None:
     printed = "1|RUNNING\n2|CANCELLED by 0\n3|NODE_FAIL+\nbroken\n1|COMPLETED\n"
     assert watching.states(printed) == {"1": "COMPLETED", "2": "CANCELLED", "3": "NODE_FAIL"}
     assert "1,2" in watching.accounting(["1", "2"])
+
+
+def test_a_job_that_the_controller_does_not_list_has_ended_or_is_lost() -> None:
+    printed = "1|COMPLETED\n2|PENDING\n3|RUNNING\n9|RUNNING\n"
+    wanted = ["1", "2", "3", "4"]
+    assert watching.told(printed, wanted, controller_answers=True) == {
+        "1": "COMPLETED",
+        **dict.fromkeys(["2", "3", "4"], watching.LOST),
+    }
+    away = watching.told(printed, wanted, controller_answers=False)
+    assert away == {"1": "COMPLETED", "2": "PENDING", "3": "RUNNING", "4": ""}
 
 
 @pytest.mark.parametrize(
@@ -161,6 +177,8 @@ def test_what_the_commands_print_is_read() -> None:
         ("PREEMPTED", 500, "PREEMPTED: it was pre-empted and not requeued"),
         ("NODE_FAIL", 5, "watch"),
         ("NODE_FAIL", 500, "NODE_FAIL: its node failed"),
+        (watching.LOST, 5, "watch"),
+        (watching.LOST, 500, "LOST: the controller does not know it"),
         ("", 5, "watch"),
         ("", 5000, "SLURM has not known it for 5000 s"),
     ],

@@ -130,6 +130,16 @@ class Cluster:
         """Numbers of the jobs in the queue."""
         return self.run("squeue", "-h", "-o", "%A", *filters).split()
 
+    @property
+    def saved_jobs(self) -> Path:
+        """Where the controller keeps its jobs, some seconds behind: one that is killed sooner knows nothing of them."""
+        return self.home / "state" / "job_state"
+
+    def saved(self, *jobs: str) -> bool:
+        """Whether the controller would know jobs again."""
+        kept = self.saved_jobs.read_bytes() if self.saved_jobs.exists() else b""
+        return all(name.encode() in kept for name in self.run("squeue", "-h", "-o", "%j", "-j", ",".join(jobs)).split())
+
     def until(self, holds: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
         """Waits for something; raises with the daemons' logs where it does not come."""
         end = time.monotonic() + seconds

@@ -30,9 +30,11 @@ class Site:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = {**cluster.environment, "PATH": path, "LOWRANK_SITE": str(file)}
 
-    def start(self, *targets: str, config: tuple[str, ...] = SMOKE) -> subprocess.Popen[str]:
+    def start(
+        self, *targets: str, config: tuple[str, ...] = SMOKE, options: tuple[str, ...] = ()
+    ) -> subprocess.Popen[str]:
         """Snakemake under the profile, from the root of the project as a user would call it."""
-        told = ["--directory", str(self.folder), *POLL, "--config", *config, "--", *targets]
+        told = ["--directory", str(self.folder), *POLL, *options, "--config", *config, "--", *targets]
         process = subprocess.Popen(
             [*self.cluster.inside, *SNAKEMAKE, "--profile", "slurm", *told],
             cwd=ROOT,

@@ -36,6 +36,20 @@ def test_jobs_ask_for_what_the_plan_says(done: Site) -> None:
         assert name.startswith("lowrank_")
 
 
+def test_what_jobs_used_stands_beside_the_plan(done: Site) -> None:
+    """What the accounting said of every job, and the front page's table of it."""
+    rows = done.cluster.run("sacct", "-X", "-n", "-P", "-o", "jobid,elapsedraw").split()
+    lines = [line.split("|") for line in (done.folder / "logs" / "slurm" / "used.txt").read_text().splitlines()]
+    assert sorted(f"{line[1]}|{line[3]}" for line in lines if "." not in line[1]) == sorted(rows)
+    assert all(line[2] == "COMPLETED" and line[0].startswith("train_") for line in lines)
+    held = [int(line[6].removesuffix("K")) * 1024 for line in lines if line[6]]
+    assert max(held) > 2e8, "torch alone takes more than 200 MB"
+    page = (done.folder / "reports" / "index.html").read_text()
+    seconds = sum(int(line[3]) for line in lines if "." not in line[1])
+    assert "Planned against used" in page
+    assert f"{seconds / 3600:.2f}" in page
+
+
 def test_a_second_call_submits_nothing(done: Site) -> None:
     assert "Nothing to be done" in ended(done.start("all"))
 
@@ -55,12 +69,14 @@ def test_an_outage_is_waited_out(daemon: str, site: Site, done: Site) -> None:
     """The stock executor forgets its jobs then, and waits for ever."""
     process = site.start(one_run(done))
     jobs = site.submitted()
-    site.cluster.kill(daemon)
     if daemon == "slurmdbd":  # the job runs and ends while the accounting is away
+        site.cluster.kill(daemon)
         up(site.cluster)
         said = ended(process)
         site.cluster.start_accounting()
     else:
+        site.cluster.until(lambda: site.cluster.saved(*jobs), "a controller that has saved the job")
+        site.cluster.kill(daemon)
         time.sleep(25)  # two looks at the queue
         assert process.poll() is None
         site.cluster.start_controller()
@@ -92,6 +108,22 @@ def test_a_scale_that_nobody_named_is_refused(done: Site, tmp_path: Path) -> Non
     said = ended(Site(done.cluster, tmp_path / "other").start("all", config=(STUDY,)), ok=False)
     assert "no scale was given for this cluster" in said
     assert done.cluster.jobs() == []
+
+
+@pytest.mark.slow
+def test_a_job_that_the_controller_lost_is_submitted_again(site: Site, done: Site) -> None:
+    """A controller that is killed within seconds of a submission has not saved it: nobody waits for such a job."""
+    before = site.cluster.saved_jobs.read_bytes()
+    process = site.start(one_run(done))
+    site.submitted()
+    site.cluster.kill("slurmctld")
+    for name in ("job_state", "job_state.old"):
+        site.cluster.saved_jobs.with_name(name).write_bytes(before)
+    site.cluster.start_controller()
+    assert site.cluster.jobs() == []
+    up(site.cluster)
+    assert "LOST: the controller does not know it" in ended(process)
+    assert {run: scores(done.folder)[run] for run in scores(site.folder)} == scores(site.folder)
 
 
 @pytest.mark.slow

@@ -25,15 +25,18 @@ if "--log" in sys.orig_argv and "train" in sys.orig_argv:
     from lowrank.signals import StopFlag
     from lowrank.train import pack
     from lowrank.train.loop import Loop
-    folder, inner_step, inner_poll = {folder!r}, Loop.take_step, Loop.poll
+    folder, inner_step, inner_poll, taken = {folder!r}, Loop.take_step, Loop.poll, []
     pack.CHECKPOINT_EVERY_S = 0.0
     if os.path.exists(folder + "/deaf"):
         StopFlag.install = lambda self: (signal.signal(signal.SIGTERM, signal.SIG_IGN), self)[1]
     def take_step(self, step):
         inner_step(self, step)
         open(folder + "/steps", "a").write(f"{{os.getpid()}} {{step}}\\n")
+        taken.append(step)
+    def holds(self):
+        return len(taken) >= 5 if os.path.exists(folder + "/always") else self.step >= 3
     def poll(self, stop, label):
-        while os.path.exists(folder + "/slow") and self.step >= 3 and not stop:
+        while os.path.exists(folder + "/slow") and holds(self) and not stop:
             time.sleep(0.1)
         inner_poll(self, stop, label)
     Loop.take_step, Loop.poll = take_step, poll
@@ -64,6 +67,13 @@ class SlowSite(Site):
         (job,) = self.cluster.jobs()
         return job, self.steps()[-1][0]
 
+    def processes(self) -> int:
+        """How many trained, each from where the one before had stopped."""
+        pids = list(dict.fromkeys(pid for pid, _ in self.steps()))
+        each = [[step for pid, step in self.steps() if pid == own] for own in pids]
+        assert [steps[0] for steps in each[1:]] == [steps[-1] + 1 for steps in each[:-1]]
+        return len(pids)
+
     def hurry(self) -> None:
         (self.patch / "slow").unlink()
 
@@ -74,12 +84,14 @@ class SlowSite(Site):
 
     def went_on(self, done: Site) -> None:
         """The second process went on where the first had stopped, and the results are those of an undisturbed run."""
-        pids = list(dict.fromkeys(pid for pid, _ in self.steps()))
-        assert len(pids) == 2
-        first, second = ([step for pid, step in self.steps() if pid == own] for own in pids)
-        assert second[0] == first[-1] + 1
-        found = scores(self.folder)
-        assert found == {run: scores(done.folder)[run] for run in found}
+        assert self.processes() == 2
+        same(self, done)
+
+
+def same(site: Site, done: Site) -> None:
+    """The results are those of an undisturbed run."""
+    found = scores(site.folder)
+    assert found == {run: scores(done.folder)[run] for run in found}
 
 
 @pytest.fixture
@@ -120,6 +132,19 @@ def test_a_job_that_passes_its_time_limit_gets_more(slow: SlowSite, done: Site) 
     assert "TIMEOUT: it reached its time limit; the next attempt has more and goes on from its checkpoint" in said
     assert limits(slow, int(job))[-1] == "20"
     slow.went_on(done)
+
+
+def test_a_pack_longer_than_a_job_may_be_goes_on_in_job_after_job(slow: SlowSite, done: Site) -> None:
+    """Each job takes five of sixteen steps; the retries that were given alone would not do."""
+    (slow.patch / "always").touch()
+    with (slow.folder / "site.yaml").open("a") as file:
+        file.write("max_runtime_minutes: 2\nwarn_seconds: 30\n")
+    process = slow.start(one_run(done), options=("--retries", "1"))
+    job, _ = slow.training()
+    ended(process, seconds=1200)
+    assert set(limits(slow, int(job))) == {"2"}
+    assert slow.processes() == 4
+    same(slow, done)
 
 
 def test_a_job_that_is_cancelled_while_it_trains(slow: SlowSite, done: Site) -> None:

@@ -47,6 +47,16 @@ def asked(needs, processes=1):
     return {name: value(name) for name in demand(SITE, whole, 1, SETTINGS.preemptible)}
 
 
+def retries(needs):
+    """Those of the profile, and one for each time limit on the way: a long pack goes on in job after job.
+
+    Snakemake gives a job's own Snakemake none, so no attempt begins inside the allocation of another.
+    """
+    execution = workflow.execution_settings  # none where rules are only checked
+    given = execution.retries if execution else 0
+    return given and given + SITE.jobs_for(needs["minutes"]) - 1
+
+
 def cpus(needs, processes=1):
     """CPU threads of a job: one for each process, or what a process with GPUs gets."""
     return processes * (SITE.gpu.cpus * needs["gpus"] or 1)

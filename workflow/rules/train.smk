@@ -24,6 +24,7 @@ for pack in PLAN["packs"].values():
         conda:
             "../../envs/conda.yaml"
         threads: cpus(pack, pack["processes"])
+        retries: retries(pack)
         resources:
             **asked(pack, pack["processes"]),
         params:
