@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lowrank.errors import ConfigError
-from lowrank.estimate import estimate, refuse_what_does_not_fit
+from lowrank.estimate import Estimate, estimate, refuse_what_does_not_fit
 from lowrank.gpus import GpuFacts
 from lowrank.site import read_site
 from lowrank.spec import EvalSpec, RunSpec, TrainSpec
+from lowrank.stacks import Room
 from lowrank.strict import parse
 from lowrank.study import ScaleSpec
 
@@ -23,6 +24,9 @@ SLACK = 2.0
 
 STACKED = 0.5
 """A run's step in a stack, of one alone: what its own tensors take is shared or small."""
+
+PACK_HOURS = 48
+"""Runs on GPUs share a pack until they are expected to take longer: few jobs, and none whose runs wait for a week."""
 
 HOST_MB = 6000
 """Memory of the machine that a job on a GPU takes besides its model: Python, torch and CUDA."""
@@ -72,18 +76,54 @@ def _work(pack: Mapping[str, Any]) -> float:
     return work
 
 
+def cut(
+    runs: Mapping[str, Mapping[str, Any]], size: int, evaluations: Collection[EvalSpec], room: Room
+) -> list[list[str]]:
+    """Cuts runs that are alike into packs of up to `size` runs and, on GPUs, of up to `PACK_HOURS`.
+
+    Args:
+        runs: id -> entry of the plan.
+        size: most runs in one pack.
+        evaluations: what they are scored by.
+        room: of the job that trains them.
+
+    Raises:
+        ConfigError: a run that the GPU cannot hold.
+    """
+    gpu = read_site().gpu.facts()
+    packs: list[list[str]] = []
+    left = 0.0
+    for run, entry in runs.items():
+        took = _seconds(_estimate(run, entry, evaluations, gpu), room.processes) if room.gpu else 0.0
+        if not packs or len(packs[-1]) == size or took > left:
+            packs.append([])
+            left = PACK_HOURS * 3600
+        packs[-1].append(run)
+        left -= took
+    return packs
+
+
+def _estimate(run: str, entry: Mapping[str, Any], evaluations: Iterable[EvalSpec], gpu: GpuFacts) -> Estimate:
+    spec = parse(RunSpec, entry["spec"], run)
+    try:
+        refuse_what_does_not_fit(spec, gpu)
+        return estimate(spec, evaluations, gpu, entry["keep_weights"])
+    except ConfigError as error:
+        raise ConfigError(f"{', '.join(entry['owners'])}: run {run}: {error}") from None
+
+
+def _seconds(found: Estimate, ranks: int) -> float:
+    """Of a run that several processes train and one scores."""
+    return found.training_seconds / ranks + found.scoring_seconds
+
+
 def _on_a_gpu(plan: Mapping[str, Any], pack: Mapping[str, Any], gpu: GpuFacts) -> tuple[float, int]:
     """Minutes that a pack takes, and megabytes of the machine's own memory."""
     evaluations = [parse(EvalSpec, plan["evaluations"][name]["spec"], name) for name in pack["evaluations"]]
     seconds, held = 0.0, 0
     for run in pack["members"]:
-        spec = parse(RunSpec, plan["runs"][run]["spec"], run)
-        try:
-            refuse_what_does_not_fit(spec, gpu)
-            found = estimate(spec, evaluations, gpu, pack["keep_weights"])
-        except ConfigError as error:
-            raise ConfigError(f"{', '.join(pack['owners'])}: run {run}: {error}") from None
-        seconds += found.training_seconds / pack["processes"] + found.scoring_seconds
+        found = _estimate(run, plan["runs"][run], evaluations, gpu)
+        seconds += _seconds(found, pack["processes"])
         # A model is read from its files into tensors, then into the model; a checkpoint lies in memory before the disk.
         held = max(held, 2 * found.forecast.parameter_bytes + found.work_bytes // 2)
     return seconds / 60, pack["processes"] * (HOST_MB + held // 10**6)

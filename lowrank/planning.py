@@ -13,7 +13,7 @@ from lowrank.digest import code_digest, evaluate_digest, page_digests, protocol_
 from lowrank.errors import ConfigError
 from lowrank.estimate import steps_of
 from lowrank.grouping import alike, digest, joint
-from lowrank.needs import add_needs, processes
+from lowrank.needs import add_needs, cut, processes
 from lowrank.registry import protocol
 from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
@@ -148,9 +148,13 @@ class Planner:
         free = {run: entry for run, entry in self.runs.items() if owner in entry["owners"] and "pack" not in entry}
         for key, runs in alike(free, set(axes), only).items():
             digest = hashlib.sha256(key.encode()).hexdigest()[:HASH_DIGITS]
-            most_runs = 1 if self.runs[runs[0]]["extended"] else size  # the largest models: days for each run
-            for index, first in enumerate(range(0, len(runs), most_runs)):
-                self._add_pack(f"{digest}-{index}", runs[first : first + most_runs], mem_mb, gpus, most)
+            specs = {run: parse(RunSpec, free[run]["spec"], run) for run in runs}
+            ranks = processes([spec.train for spec in specs.values()], most)
+            most_runs = 1 if free[runs[0]]["extended"] else size  # the largest models: days for each run
+            asked = [spec for label, spec in evaluations.items() if set(only.get(label, runs)) & set(runs)]
+            room = Room.of(mem_mb, gpus, ranks)
+            for index, members in enumerate(cut({run: free[run] for run in runs}, most_runs, asked, room)):
+                self._add_pack(f"{digest}-{index}", {run: specs[run] for run in members}, mem_mb, room)
         for pack in self.packs.values():
             if any(owner in self.runs[run]["owners"] for run in pack["members"]):
                 pack["owners"].append(owner)
@@ -160,10 +164,9 @@ class Planner:
                         pack["evaluations"] |= self._add_evaluation(owner, label, spec, model, pack["data"])
                 self._mark_code(pack)
 
-    def _add_pack(self, digest: str, members: list[str], mem_mb: int, gpus: int, most: int) -> None:
+    def _add_pack(self, digest: str, specs: Mapping[str, RunSpec], mem_mb: int, room: Room) -> None:
+        members = list(specs)
         first = self.runs[members[0]]
-        specs = {run: parse(RunSpec, self.runs[run]["spec"], run) for run in members}
-        room = Room.of(mem_mb, gpus, processes([spec.train for spec in specs.values()], most))
         chains = {".".join(options.part for options in spec.chain) for spec in specs.values()}
         name = f"{chains.pop() if len(chains) == 1 else 'several'}-{digest}"
         for run in members:

@@ -50,8 +50,8 @@ class ScaleSpec(Strict):
     """Arm -> grids; each grid is the product of its axes."""
     dropped: str = ""
     """What of the document's own grid is left out here, and why."""
-    pack_size: PositiveInt = 64
-    """Most runs in one pack."""
+    pack_size: PositiveInt = 256
+    """Most runs in one pack; with GPUs, what they take together limits it too."""
     evaluations: dict[Name, dict[str, Any]] = {}
     """Evaluation -> what differs of it here: sizes, such as `rows` or a length among its `options`."""
     minutes: PositiveFloat
