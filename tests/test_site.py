@@ -140,10 +140,10 @@ def test_profiles_resolve_from_the_root_and_name_the_scale(profile: str) -> None
 
 
 def test_only_the_profiles_try_again() -> None:
-    """A number as a rule's own `retries:` would repeat inside the same allocation, with the same memory and time."""
+    """A rule's own `retries:` would repeat inside the same allocation, with the same memory and time."""
     workflow = PROFILES.parent
-    rules = "".join(file.read_text() for file in [workflow / "Snakefile", *(workflow / "rules").glob("*.smk")])
-    assert set(re.findall(r"^\s*retries\s*:(.*)", rules, re.MULTILINE)) == {" retries(pack)"}
+    rules = [workflow / "Snakefile", *(workflow / "rules").glob("*.smk")]
+    assert not [file for file in rules if re.search(r"^\s*retries\s*:", file.read_text(), re.MULTILINE)]
     for name in ("slurm", "slurm-preemptible"):
         assert yaml.safe_load((PROFILES / name / "profile.v9+.yaml").read_text())["retries"] >= 3
 

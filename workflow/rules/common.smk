@@ -47,16 +47,6 @@ def asked(needs, processes=1):
     return {name: value(name) for name in demand(SITE, whole, 1, SETTINGS.preemptible)}
 
 
-def retries(needs):
-    """Those of the profile, and one for each time limit on the way: a long pack goes on in job after job.
-
-    Snakemake gives a job's own Snakemake none, so no attempt begins inside the allocation of another.
-    """
-    execution = workflow.execution_settings  # none where rules are only checked
-    given = execution.retries if execution else 0
-    return given and given + SITE.jobs_for(needs["minutes"]) - 1
-
-
 def cpus(needs, processes=1):
     """CPU threads of a job: one for each process, or what a process with GPUs gets."""
     return processes * (SITE.gpu.cpus * needs["gpus"] or 1)
@@ -95,6 +85,17 @@ def mark_forced_runs():
             ):
                 os.makedirs("work/forced", exist_ok=True)
                 open(f"work/forced/{run}", "w").close()
+
+
+def allow_for_time_limits():
+    """Lets a pack that is longer than a job may be come back once more for each time limit on its way.
+
+    Not by the rule's own `retries:`, which the job's Snakemake would follow too, inside the same allocation.
+    """
+    given = workflow.execution_settings.retries
+    for pack in PLAN["packs"].values() if given else []:
+        rule = workflow.get_rule(f"train_{rule_name(pack)}")
+        rule.restart_times = given + SITE.jobs_for(pack["minutes"]) - 1
 
 
 def finished(packs):

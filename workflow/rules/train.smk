@@ -24,7 +24,6 @@ for pack in PLAN["packs"].values():
         conda:
             "../../envs/conda.yaml"
         threads: cpus(pack, pack["processes"])
-        retries: retries(pack)
         resources:
             **asked(pack, pack["processes"]),
         params:
