@@ -94,8 +94,8 @@ def allow_for_time_limits():
     """
     given = workflow.execution_settings.retries
     for pack in PLAN["packs"].values() if given else []:
-        rule = workflow.get_rule(f"train_{rule_name(pack)}")
-        rule.restart_times = given + SITE.jobs_for(pack["minutes"]) - 1
+        trains = workflow.get_rule(f"train_{rule_name(pack)}")
+        trains.restart_times = given + SITE.jobs_for(pack["minutes"]) - 1
 
 
 def finished(packs):
