@@ -15,7 +15,7 @@ from lowrank.files import REPOSITORY, write_text
 from lowrank.gpus import BANDWIDTH_EFFICIENCY, EFFICIENCY, KERNEL_S, GpuFacts, gpu_facts
 from lowrank.models.load import skeleton
 from lowrank.plan import print_plan
-from lowrank.site import read_site
+from lowrank.site import Site, read_site
 from lowrank.spec import DataSpec, EvalSpec, ModelSpec, RunSpec
 from lowrank.strict import parse
 
@@ -47,7 +47,7 @@ def study_rows(plan: Plan, gpu: GpuFacts) -> list[dict[str, Any]]:
     """What each study takes, then all of them; what several share counts under each, and once in the sum.
 
     Returns:
-        `study`, `runs`, `jobs` (packs), `gpu_hours`, `longest_job_hours`, `flops`, `peak_bytes` (of the run that needs
+        `study`, `runs`, `packs`, `gpu_hours`, `longest_pack_hours`, `flops`, `peak_bytes` (of the run that needs
         most), `disk_bytes`.
     """
     found = estimates(plan, gpu)
@@ -82,12 +82,26 @@ def told(plan: Plan, runs: bool) -> str:
     packs = "" if runs else print_plan(plan)
     if not any(pack["gpus"] for pack in plan["packs"].values()):
         return packs or f"scale {plan['scale']} uses no GPU, so what its runs take is not estimated"
-    gpu = read_site().gpu.facts()
+    site = read_site()
+    gpu = site.gpu.facts()
     rows = run_rows(plan, gpu) if runs else study_rows(plan, gpu)
     lines = _lines(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return "\n".join(filter(None, [packs, text, assumptions(gpu)]))
+    return "\n".join(filter(None, [packs, text, "" if runs else time_limits(plan, site), assumptions(gpu)]))
+
+
+def time_limits(plan: Plan, site: Site) -> str:
+    """What becomes of packs that take longer than a job may, as a sentence."""
+    hours, counts = site.max_runtime_minutes / 60, [site.jobs_for(pack["expected_minutes"]) for pack in _packs(plan)]
+    limited = f"No job asks for more than {hours:g} hours (max_runtime_minutes of site.yaml)"
+    split = [count for count in counts if count > 1]
+    if not split:
+        return f"{limited}; no pack is expected to take longer."
+    return (
+        f"{limited}. {len(split)} of {len(counts)} packs are expected to take longer, the longest {max(split)} jobs: "
+        f"each job is told before its limit, saves, and the next goes on from there, {sum(counts)} jobs in all."
+    )
 
 
 def assumptions(gpu: GpuFacts) -> str:
@@ -128,7 +142,7 @@ def _cell(name: str, value: Any) -> str:
 
 def _sums(plan: Plan, found: Mapping[str, Estimate], owners: Iterable[str]) -> dict[str, Any]:
     wanted = set(owners)
-    packs = [pack for pack in plan["packs"].values() if wanted & set(pack["owners"])]
+    packs = [pack for pack in _packs(plan) if wanted & set(pack["owners"])]
     runs = {run: found[run] for run in plan["runs"] if wanted & set(plan["runs"][run]["owners"])}
     data = {name for pack in packs for name in (pack["data"], *pack["evaluations"].values())}
     specs = {run: parse(RunSpec, plan["runs"][run]["spec"], run) for run in runs}
@@ -139,13 +153,17 @@ def _sums(plan: Plan, found: Mapping[str, Estimate], owners: Iterable[str]) -> d
     disk += max((run.work_bytes for run in runs.values()), default=0)
     return {
         "runs": len(runs),
-        "jobs": len(packs),
+        "packs": len(packs),
         "gpu_hours": sum(run.seconds for run in runs.values()) / 3600,
-        "longest_job_hours": max((pack["expected_minutes"] for pack in packs), default=0.0) / 60,
+        "longest_pack_hours": max((pack["expected_minutes"] for pack in packs), default=0.0) / 60,
         "flops": sum(run.flops for run in runs.values()),
         "peak_bytes": max((run.forecast.peak_bytes for run in runs.values()), default=0),
         "disk_bytes": disk,
     }
+
+
+def _packs(plan: Plan) -> list[dict[str, Any]]:
+    return list(plan["packs"].values())
 
 
 def _model_bytes(specs: Iterable[RunSpec]) -> int:
@@ -171,7 +189,8 @@ def show(text: str) -> str:
     from lowrank.study import studies
 
     gpu = gpu_facts(None, 80)
-    block = f"{table(make_plan('paper', studies()), gpu)}\n\n{assumptions(gpu)}\n"
+    plan = make_plan("paper", studies())
+    block = f"{table(plan, gpu)}\n\n{time_limits(plan, Site())}\n\n{assumptions(gpu)}\n"
     return MARKED.sub(lambda match: match[1] + block + match[2], text)
 
 

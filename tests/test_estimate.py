@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lowrank import costs
+from lowrank import costs, needs
 from lowrank.cards import data_card
 from lowrank.errors import ConfigError
 from lowrank.estimate import estimate, fits, refuse_what_does_not_fit, split_rows, steps_of
@@ -17,6 +18,7 @@ from lowrank.gpus import GPUS, USABLE, GpuFacts
 from lowrank.measure.forecast import forecast
 from lowrank.measure.tally import flops
 from lowrank.planning import make_plan
+from lowrank.site import Site
 from lowrank.spec import DataSpec, EvalSpec, RunSpec
 from lowrank.study import load_study, points, studies
 from lowrank.train.loop import EVAL_BATCH_SIZE
@@ -162,6 +164,20 @@ def test_packs_ask_for_what_their_runs_are_expected_to_take() -> None:
     told = costs.told(plan, runs=True)
     assert all(run in told for run in plan["runs"])
     assert "no GPU has been timed" in told
+
+
+def test_packs_are_cut_by_hours_and_told_how_many_jobs_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_plan("paper", ["lr_ratio"])
+    monkeypatch.setattr(needs, "PACK_HOURS", 10)
+    plan = make_plan("paper", ["lr_ratio"])
+    hours = {name: pack["expected_minutes"] / 60 for name, pack in plan["packs"].items()}
+    assert max(hours.values()) <= 10 < max(pack["expected_minutes"] / 60 for pack in whole["packs"].values())
+    assert sorted(r for p in plan["packs"].values() for r in p["members"]) == sorted(whole["runs"])
+    assert costs.time_limits(plan, Site(max_runtime_minutes=600)).endswith("; no pack is expected to take longer.")
+    long, jobs = sum(h > 5 for h in hours.values()), sum(math.ceil(h / 5) for h in hours.values())
+    told = costs.time_limits(plan, Site(max_runtime_minutes=300))
+    assert f"{long} of {len(hours)} packs are expected to take longer, the longest 2 jobs" in told
+    assert told.endswith(f"{jobs} jobs in all.")
 
 
 def test_a_run_that_fits_no_gpu_is_refused_when_it_is_planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

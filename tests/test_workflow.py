@@ -181,6 +181,15 @@ def test_snakemakes_own_report_holds_the_same(lab: Lab) -> None:
         assert f"Adding {artefact}" in said
 
 
+def test_a_pack_longer_than_a_job_may_be_comes_back_once_more_for_each_time_limit(lab: Lab) -> None:
+    (lab.folder / "site.yaml").write_text("max_runtime_minutes: 4\nsetup: [echo again >> attempts, exit 1]\n")
+    run = next(iter(lab.runs()))
+    shutil.rmtree(lab.folder / "results" / "runs" / run)
+    lab.snakemake("--retries", "1", "--", f"results/runs/{run}/manifest.json", ok=False)
+    attempts = (lab.folder / "attempts").read_text().split()
+    assert len(attempts) == 4, "one, the retry that was given, and two: its ten minutes are three jobs of four"
+
+
 class TestRefusals:
     def test_an_unknown_key_of_the_configuration(self, tmp_path: Path) -> None:
         fresh = Lab.new(tmp_path / "fresh")
