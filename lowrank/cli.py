@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads, of all processes together")]
+Study = Annotated[str, typer.Argument(help="name of a study")]
+Counted = Annotated[bool, typer.Option("--counted", help="only the tables that no run enters")]
 Scale = Annotated[str, typer.Option(help="smoke, laptop or paper")]
 
 
@@ -110,15 +112,15 @@ def evaluate(
 
 
 @app.command()
-def tables(study: Annotated[str, typer.Argument(help="name of a study")]) -> None:
+def tables(study: Study, counted: Counted = False) -> None:
     """Write a study's runs.csv, tables, figures and claims from the runs that exist."""
     from lowrank import jobs
 
-    jobs.tables(planning.load_plan(), _checked("studies", study))
+    jobs.tables(planning.load_plan(), _checked("studies", study), counted)
 
 
 @app.command()
-def page(study: Annotated[str, typer.Argument(help="name of a study")]) -> None:
+def page(study: Study) -> None:
     """Execute a study's notebook and render it as a page."""
     from lowrank import jobs
 

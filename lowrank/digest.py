@@ -10,12 +10,13 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lowrank import registry
 from lowrank.files import REPOSITORY
 from lowrank.spec import EvalSpec, RunSpec
+from lowrank.strict import Strict
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -43,14 +44,28 @@ def files_digest(paths: Iterable[Path]) -> str:
     return sha.hexdigest()[:12]
 
 
-def report_digests(study: str) -> list[str]:
+def report_digests(study: str, counted: Sequence[Strict]) -> dict[str, list[str]]:
+    """Of a study's report: `code` of its tables, `count_code` of those that are counted, `page_code` of its page."""
+    return {"code": _table_digests(study), "count_code": _count_digests(counted), "page_code": _page_digests()}
+
+
+def _table_digests(study: str) -> list[str]:
     """The code that computes a study's tables, and the files that say which tables, figures and claims it has."""
     places = (REPOSITORY / "workflow" / "studies", REPOSITORY / "resources" / "reported")
     named = [path for place in places if (path := place / f"{study}.yaml").is_file()]
     return [code_digest(["lowrank.report.build", "lowrank.collect"]), files_digest(named)]
 
 
-def page_digests() -> list[str]:
+def _count_digests(counted: Sequence[Strict]) -> list[str]:
+    """The code that counts on shapes, the parts that are counted among it, and what is asked and of which cards."""
+    rows = [row for view in counted for row in getattr(view, "rows", ())]
+    parts = {registry.part(options.part).__module__ for row in rows for options in registry.parse_chain(row.chain)}
+    cards = {REPOSITORY / "resources" / "cards" / "models" / f"{row.card}.yaml" for row in rows}
+    asked = hashlib.sha256("\n".join(view.model_dump_json() for view in counted).encode()).hexdigest()[:12]
+    return [code_digest(["lowrank.report.build", *parts]), files_digest(cards), asked]
+
+
+def _page_digests() -> list[str]:
     """The code, templates and notebooks that pages are made of."""
     templates = PACKAGE / "report"
     notebooks = REPOSITORY / "workflow" / "notebooks"

@@ -20,6 +20,7 @@ from lowrank.strict import parse, suggest
 from lowrank.verify import PREPARED, REPORTS, RESULTS, STUDIES, seal_pages
 
 if TYPE_CHECKING:
+    from lowrank.report.views import Views
     from lowrank.train.together import Member, Trained
 
 FORCED = WORK / "forced"
@@ -118,19 +119,19 @@ def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> 
     )
 
 
-def tables(plan: dict[str, Any], study: str) -> None:
-    """Writes everything that is computed from a study's runs."""
+def tables(plan: dict[str, Any], study: str, counted: bool = False) -> None:
+    """Writes everything that is computed from a study's runs, or the tables that no run enters."""
     from lowrank.collect import collect
-    from lowrank.report.build import build_study
-    from lowrank.report.views import parse_views
-    from lowrank.study import load_study
+    from lowrank.report.build import build_study, count_study
 
     out = STUDIES / study
+    if counted:
+        count_study(study, _views(study), out)
+        return
     collect(plan, study, out / "runs.csv")
-    record = load_study(study)
-    views = parse_views(record.model_dump(), study)
     (out / MANIFEST).unlink(missing_ok=True)
-    build_study(study, views, out / "runs.csv", out, plan["scale"])
+    asked = {entry["labels"][study]: name for name, entry in plan["evaluations"].items() if study in entry["labels"]}
+    build_study(study, _views(study), out / "runs.csv", out, plan["scale"], asked=asked)
     seal(out, {"study": study, "scale": plan["scale"]})
 
 
@@ -158,10 +159,21 @@ def index(plan: dict[str, Any]) -> None:
 
 def partial(plan: dict[str, Any]) -> None:
     """Builds the whole report from what exists."""
-    for study in plan["studies"]:
+    for study, entry in plan["studies"].items():
+        if entry["counted"]:
+            tables(plan, study, counted=True)
         tables(plan, study)
         page(plan, study)
     index(plan)
+
+
+def _views(study: str) -> Views:
+    """What a study shows. The plan has seen to the rest of its file, whose chains and evaluations need torch."""
+    from lowrank.report.views import parse_views
+    from lowrank.study import STUDIES as FILES
+    from lowrank.yaml_files import read_yaml
+
+    return parse_views(read_yaml(FILES / f"{study}.yaml"), study)
 
 
 def _member(plan: dict[str, Any], run: str) -> Member:

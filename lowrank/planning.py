@@ -9,7 +9,7 @@ from typing import Any
 from lowrank import cards
 from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prepared_id, run_pins, run_spec
 from lowrank.collect import shown
-from lowrank.digest import code_digest, evaluate_digest, page_digests, protocol_digest, report_digests, train_digest
+from lowrank.digest import code_digest, evaluate_digest, protocol_digest, report_digests, train_digest
 from lowrank.errors import ConfigError
 from lowrank.estimate import steps_of
 from lowrank.grouping import alike, digest, joint
@@ -67,9 +67,9 @@ class Planner:
             "document": study.document,
             "runs": table,
             "outputs": views.outputs(),
+            "counted": [f"{name}.csv" for name in views.counted()],
             "minutes": study.scales[self.scale].minutes,
-            "code": report_digests(name),
-            "page_code": page_digests(),
+            **report_digests(name, [views.tables[table] for table in views.counted()]),
         }
 
     def pack_study(self, name: str) -> None:

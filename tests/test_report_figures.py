@@ -193,8 +193,8 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 
 def test_records_stand_beside_their_runs(tmp_path):
     asked = {"samples": {"protocol": "generate", "options": {"samples": 2}, "arms": ["lora"]}}
-    other = {"spec": {"protocol": "generate"}, "records": [{"text": "of another question"}]}
-    own = {"spec": {"protocol": "generate", "options": {"samples": 2}}, "records": [{"text": "a"}, {"text": "b"}]}
+    other = {"records": [{"text": "of another question"}]}
+    own = {"records": [{"text": "a"}, {"text": "b"}]}
     folder = tmp_path / "runs" / str(RUNS["run"][2])
     write_json(folder / "eval" / "generate-0.json", other)
     write_json(folder / "eval" / "generate-1.json", own)
@@ -202,6 +202,7 @@ def test_records_stand_beside_their_runs(tmp_path):
     table = {"kind": "records", "by": ["arm"], "where": {"arm": ["lora"]}, "title": "t", "note": "n"}
     tables = {"t": {**table, "evaluation": "samples"}, "o": {**table, "observer": "ranks"}}
     context = study(RUNS, tmp_path, tables=tables, evaluations=asked)
+    context.asked = {"samples": "generate-1"}
     assert context.table("t")["text"].to_list()[:2] == ["a", "b"]
     assert context.table("t")["cause"].to_list() == ["", "", "nothing recorded"]
     assert context.table("o").loc[0, ["arm", "seed", "step", "rank"]].to_list() == ["lora", 0, 1, 8]

@@ -18,7 +18,7 @@ from lowrank.spec import ChainOptions, ModelSpec
 from lowrank.strict import Strict, parse, suggest
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class _Chain(Strict):
@@ -56,6 +56,8 @@ def count(row: CountRow, place: str, with_bytes: bool = True) -> dict[str, Any]:
         ConfigError: the method does not fit the model.
     """
     # Here, since only such a table needs torch.
+    import torch
+
     from lowrank.cards import model_card
     from lowrank.measure import counts as count_parameters
     from lowrank.measure import predict_step
@@ -65,21 +67,19 @@ def count(row: CountRow, place: str, with_bytes: bool = True) -> dict[str, Any]:
     model = ModelSpec(card=row.card, layers=row.layers, dtype=row.dtype)
     options = parse_chain(row.chain, place)
 
-    def build() -> nn.Module:
-        return skeleton(model, row.task, row.labels)
-
-    base = build()
+    base = skeleton(model, row.task, row.labels)
     plain_parameters = sum(parameter.numel() for parameter in base.parameters())
     if with_bytes:
         try:
             batch = _batch(base, row, Chain.build(options).batch_multiple())
         except ValueError as error:
             raise ConfigError(f"{place}: {error}") from None
-        found = predict_step(build, options, batch).model_dump()
+        found = predict_step(lambda: base, options, batch).model_dump()
         if row.batch_size is None:
             found["saved_activation_bytes"] = None
     else:
-        Chain.build(options).attach(base)
+        with torch.device("meta"):  # first values are not drawn: those of a large model would fill gigabytes
+            Chain.build(options).attach(base)
         found = {**count_parameters(base)}
     sizes = [found[category] for category in BYTES] if with_bytes else []
     return {

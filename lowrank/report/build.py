@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from lowrank.files import write_json, write_text
 from lowrank.report import (  # noqa: F401 - importing registers the kinds
@@ -28,28 +31,44 @@ from lowrank.report import (  # noqa: F401 - importing registers the kinds
 from lowrank.report.audit import against_itself
 from lowrank.report.context import Context
 from lowrank.report.export import write_results
-from lowrank.report.frame import read_runs, state
+from lowrank.report.frame import state
 from lowrank.report.html import table_fragment
 from lowrank.report.kinds import Summary
-from lowrank.report.ledger import REPORTED, load_ledger
+from lowrank.report.ledger import REPORTED, Ledger
+from lowrank.report.opened import RUNS, open_study
 from lowrank.report.seeds import left_out, spread
 from lowrank.report.verdicts import VERDICTS, decide
 from lowrank.report.views import Views
 
-RUNS = Path("results/runs")
 
+def count_study(study: str, views: Views, out: Path) -> None:
+    """Writes the tables (`.csv`) of a study that follow from shapes alone; it needs torch and no run.
 
-def open_study(
-    study: str, views: Views, runs_csv: Path, out: Path, scale: str, *, reported: Path = REPORTED, runs: Path = RUNS
-) -> Context:
-    """Reads what a study's views are computed from."""
-    return Context(study, scale, views, load_ledger(study, reported), read_runs(runs_csv), runs, out)
+    Args:
+        study: its name.
+        views: from `parse_views`.
+        out: the folder to write to.
+    """
+    empty = Ledger.model_construct(study=study, document="", artefacts=())
+    context = Context(study, "", views, empty, pd.DataFrame(), RUNS, out)
+    for name in views.counted():
+        _write(context.table(name), out, name)
 
 
 def build_study(
-    study: str, views: Views, runs_csv: Path, out: Path, scale: str, *, reported: Path = REPORTED, runs: Path = RUNS
+    study: str,
+    views: Views,
+    runs_csv: Path,
+    out: Path,
+    scale: str,
+    *,
+    reported: Path = REPORTED,
+    runs: Path = RUNS,
+    asked: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes every table (`.csv`, `.html`), figure (`.svg`, `.png`) and `claims.json` of a study.
+
+    A table that `count_study` wrote is read.
 
     Args:
         study: its name.
@@ -59,6 +78,7 @@ def build_study(
         scale: smoke, laptop or paper.
         reported: where the published numbers lie.
         runs: where run folders lie.
+        asked: label of an evaluation -> its id.
 
     Returns:
         What `claims.json` holds.
@@ -67,10 +87,12 @@ def build_study(
         ConfigError: a view names a column that is not there.
         IntegrityError: a file of the runs is missing.
     """
-    context = open_study(study, views, runs_csv, out, scale, reported=reported, runs=runs)
+    counted = [name for name in views.counted() if (out / f"{name}.csv").is_file()]
+    context = open_study(study, views, runs_csv, out, scale, reported=reported, runs=runs, asked=asked, written=counted)
     for name, view in views.tables.items():
         frame = context.table(name)
-        write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+        if name not in counted:
+            _write(frame, out, name)
         write_text(out / f"{name}.html", table_fragment(frame, view, views.columns()))
         if isinstance(view, Summary) and view.results_json:
             write_results(context.runs, view.by, runs, out)
@@ -79,6 +101,10 @@ def build_study(
     record = verdicts(context)
     write_json(out / "claims.json", record)
     return record
+
+
+def _write(frame: pd.DataFrame, out: Path, name: str) -> None:
+    write_text(out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
 
 
 def verdicts(context: Context) -> dict[str, Any]:

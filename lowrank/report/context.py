@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -33,7 +33,7 @@ CELLS: dict[str, Callable[[Context, str], list[RunsOfRow]]] = {}
 
 @dataclass
 class Context:
-    """One study at one scale, while its views are built; tables and optima are computed once."""
+    """One study at one scale, while its views are built; tables, the runs behind them and optima are found once."""
 
     study: str
     scale: str
@@ -43,6 +43,9 @@ class Context:
     run_folders: Path
     out: Path
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """Label of an evaluation -> its id, under which runs hold what it found."""
+    _cells: dict[str, list[RunsOfRow] | None] = field(default_factory=dict)
     _optima: dict[str, list[Optimum]] = field(default_factory=dict)
 
     def table_view(self, record: type[View], name: str) -> tuple[View, str]:
@@ -62,8 +65,10 @@ class Context:
 
     def cells(self, name: str) -> list[RunsOfRow] | None:
         """The runs behind each row of a table, in its order; None for a table that no run enters."""
-        kind = _kind(self.views.tables[name], "kind")
-        return CELLS[kind](self, name) if kind in CELLS else None
+        if name not in self._cells:
+            kind = _kind(self.views.tables[name], "kind")
+            self._cells[name] = CELLS[kind](self, name) if kind in CELLS else None
+        return self._cells[name]
 
     def runs_at(self, name: str | None) -> pd.DataFrame:
         """The runs behind the rows of a table; all of the study's where none is named."""

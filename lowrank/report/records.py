@@ -12,8 +12,6 @@ from lowrank.report.context import Context, table
 from lowrank.report.frame import need_columns, plain, select
 from lowrank.report.kinds import Records
 from lowrank.run_folder import EVALUATIONS, OBSERVED
-from lowrank.spec import EvalSpec
-from lowrank.strict import parse
 
 
 @table(Records)
@@ -27,23 +25,17 @@ def records(context: Context, name: str) -> pd.DataFrame:
     for run in runs.to_dict("records"):
         keys = {column: plain(run[column]) for column in columns}
         folder = context.run_folders / str(run["run"])
-        rows = _evaluated(context, view, folder, place) if view.evaluation else _observed(folder, str(view.observer))
+        rows = _evaluated(context, view, folder) if view.evaluation else _observed(folder, str(view.observer))
         cause = "" if rows else str(run["cause"] or "") or "nothing recorded"
         found += [{**keys, **row, "status": run["status"], "cause": cause} for row in rows or [{}]]
     recorded = [column for row in found for column in row]  # columns that are shown are there without a row too
     return pd.DataFrame(found, columns=list(dict.fromkeys([*columns, *recorded, *view.show, "status", "cause"])))
 
 
-def _evaluated(context: Context, view: Records, folder: Path, place: str) -> list[dict[str, Any]]:
-    """The rows of the file whose question is the study's; a run may have been scored under others too."""
-    asked = context.views.evaluations[str(view.evaluation)]
-    spec = parse(EvalSpec, {key: value for key, value in asked.items() if key in EvalSpec.model_fields}, place)
-    wanted = spec.model_dump(mode="json", exclude_defaults=True)
-    for path in sorted((folder / EVALUATIONS).glob("*.json")):
-        record = read_json(path)
-        if record.get("spec") == wanted:
-            return list(record.get("records", []))
-    return []
+def _evaluated(context: Context, view: Records, folder: Path) -> list[dict[str, Any]]:
+    """The rows of the evaluation that the study asks for; a run may have been scored under others too."""
+    path = folder / EVALUATIONS / f"{context.asked.get(str(view.evaluation))}.json"
+    return list(read_json(path).get("records", [])) if path.is_file() else []
 
 
 def _observed(folder: Path, observer: str) -> list[dict[str, Any]]:

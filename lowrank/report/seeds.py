@@ -29,7 +29,7 @@ def left_out(context: Context) -> dict[str, dict[str, str]]:
         # What no run enters stays as it is.
         kept = {name: frame for name, frame in context.tables.items() if not context.measured(name)}
         runs = context.runs[context.runs["seed"] != seed].reset_index(drop=True)
-        fewer = dataclasses.replace(context, runs=runs, tables=kept, _optima={})
+        fewer = dataclasses.replace(context, runs=runs, tables=kept, _cells={}, _optima={})
         for name, table in claims.items():
             nothing = fewer.table(table).empty
             found[name][str(seed)] = "not run" if nothing else fewer.check(name).verdict

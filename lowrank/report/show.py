@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from lowrank.files import read_json
-from lowrank.report import style
-from lowrank.report.build import RUNS, open_study
+from lowrank.report import analytic, tables  # noqa: F401 - registers arithmetic, and which runs stand behind a row
 from lowrank.report.html import Last, badge, data_link, escape, fold, rows_fragment, table_fragment
 from lowrank.report.inline import inline_svg
-from lowrank.report.kinds import Counts
+from lowrank.report.kinds import Arithmetic
 from lowrank.report.ledger import REPORTED
+from lowrank.report.opened import RUNS, open_study
 from lowrank.report.run_page import run_link
 from lowrank.report.seed_page import seeds_section
 from lowrank.report.text import snakemake
@@ -61,10 +61,11 @@ class Report:
         self.folder = Path(folder)
         views = parse_views(self.raw, study)
         csv = self.folder / "runs.csv"
-        self.context = open_study(study, views, csv, self.folder, scale, reported=Path(reported), runs=Path(runs))
-        # Counting needs torch and seconds, and no run enters it: the page shows what was written.
-        counted = [name for name, view in views.tables.items() if isinstance(view, Counts)]
-        self.context.tables |= {name: pd.read_csv(self.folder / f"{name}.csv") for name in counted}
+        # The page shows what was written, and draws nothing. Of a printed number a CSV loses the last zeros.
+        written = [name for name, view in views.tables.items() if not isinstance(view, Arithmetic)]
+        self.context = open_study(
+            study, views, csv, self.folder, scale, reported=Path(reported), runs=Path(runs), written=written
+        )
         self.record: dict[str, Any] = read_json(self.folder / "claims.json")
 
     def summary(self) -> Html:
@@ -155,7 +156,8 @@ class Report:
 
     def _figure(self, name: str) -> str:
         view = self.context.views.figures[name]
-        drawing = inline_svg(style.svg(self.context.draw(name)), name, f"{view.title}. {view.caption}")
+        drawn = (self.folder / f"{name}.svg").read_text(encoding="utf-8")
+        drawing = inline_svg(drawn, name, f"{view.title}. {view.caption}")
         link = self._csv(view.table)
         return (
             f'<figure id="{name}">{drawing}<figcaption><b>{escape(view.title)}.</b> {escape(view.caption)} '

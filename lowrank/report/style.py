@@ -8,16 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import matplotlib
-
-matplotlib.use("agg")
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lowrank.files import replacing
 from lowrank.report.text import NAMES, number, rate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # pages need colours, and nothing drawn
 
 PAPER, INK, MUTED, GRID = "#ffffff", "#1c2126", "#5c6670", "#dfe3e7"
 SERIES = (
@@ -202,6 +199,8 @@ def _words(keys: Mapping[str, Any], compared: bool, titles: Mapping[str, str], t
 
 def svg(figure: Figure) -> str:
     """The figure as SVG text; the same figure gives the same bytes."""
+    import matplotlib
+
     text = io.StringIO()
     with matplotlib.rc_context(SETTINGS):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -210,6 +209,8 @@ def svg(figure: Figure) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes `path` with the suffixes `.svg` and `.png`."""
+    import matplotlib
+
     with replacing(path.with_suffix(".svg")) as temporary:
         temporary.write_text(svg(figure), encoding="utf-8")
     with replacing(path.with_suffix(".png")) as temporary, matplotlib.rc_context(SETTINGS):

@@ -40,8 +40,8 @@ def of_study(plan: Mapping[str, Any], folder: Path, study: str) -> dict[str, Any
     scored = [name for pack in packs if pack["keep_weights"] for name in pack["evaluations"]]
     data = {name for pack in packs for name in (pack["data"], *pack["evaluations"].values())}
     jobs = [job for _, what, job in _jobs(folder) if study in _owners(plan, what).split(", ")]
-    tables_and_page = 2
-    return {**_sums(jobs), "planned": len(packs) + len(scored) + len(data) + tables_and_page}
+    report = 2 + bool(plan["studies"][study].get("counted"))  # tables and page, and what is counted on shapes
+    return {**_sums(jobs), "planned": len(packs) + len(scored) + len(data) + report}
 
 
 def _jobs(folder: Path) -> Iterator[tuple[str, str, dict[str, str]]]:

@@ -30,8 +30,12 @@ class Views(Strict):
         asked = {label: str(entry.get("protocol", "score")) for label, entry in self.evaluations.items()}
         return Columns(self.titles, asked)
 
+    def counted(self) -> list[str]:
+        """The tables that follow from shapes alone."""
+        return [name for name, view in self.tables.items() if view.counted]
+
     def outputs(self) -> list[str]:
-        """Every file that `build_study` always writes, besides `runs.csv`."""
+        """Every file that `build_study` and, of counted tables, `count_study` always write."""
         tables = [f"{name}.{kind}" for name in self.tables for kind in ("csv", "html")]
         figures = [f"{name}.{kind}" for name in self.figures for kind in ("svg", "png")]
         return ["runs.csv", *tables, *figures, "claims.json"]

@@ -53,14 +53,16 @@ def cpus(needs, processes=1):
 
 
 def count_jobs():
-    """Jobs of `all`: fetch, prepare, train, score, tables, page, and the front page."""
+    """Jobs of `all`: fetch, prepare, train, score, counts, tables, page, and the front page."""
     data = {
         name for pack in PACKS for name in {pack["data"], *pack["evaluations"].values()}
     }
     cards = {card for pack in PACKS for card in pack["cards"]}
     cards |= {card for name in data for card in PLAN["data"][name]["cards"]}
     scored = sum(len(pack["evaluations"]) for pack in PACKS if pack["keep_weights"])
-    return len(cards) + len(data) + len(PACKS) + scored + 2 * len(PLAN["studies"]) + 1
+    shape_jobs = sum(bool(entry["counted"]) for entry in PLAN["studies"].values())
+    per_study = 2 * len(PLAN["studies"]) + shape_jobs
+    return len(cards) + len(data) + len(PACKS) + scored + per_study + 1
 
 
 def refuse_a_scale_by_default():
@@ -113,6 +115,13 @@ def finished(packs):
 def study_inputs(study):
     """Every trained and scored run that a study shows; of the target `extended`, what happens to be there."""
     return finished(pack for pack in PACKS if study in pack["owners"])
+
+
+def counted(study):
+    """The tables of a study that follow from shapes alone: their job waits for no run."""
+    return [
+        f"results/studies/{study}/{file}" for file in PLAN["studies"][study]["counted"]
+    ]
 
 
 def shown(study, file):

@@ -2,13 +2,40 @@
 
 for study, entry in PLAN["studies"].items():
 
+    if entry["counted"]:
+
+        rule:
+            name:
+                f"counts_{study}"
+            output:
+                counted(study),
+            log:
+                f"logs/tables/{study}-counts.log",
+            benchmark:
+                f"logs/benchmarks/counts/{study}.tsv"
+            localrule: True
+            conda:
+                "../../envs/conda.yaml"
+            params:
+                study=study,
+                code=entry["count_code"],
+            message:
+                f"counts of {study} that no run enters"
+            shell:
+                "lowrank --log {log:q} tables --counted {params.study:q}"
+
     rule:
         name:
             f"tables_{study}"
         input:
             study_inputs(study),
+            counted(study),
         output:
-            [shown(study, file) for file in entry["outputs"]],
+            [
+                shown(study, file)
+                for file in entry["outputs"]
+                if file not in entry["counted"]
+            ],
         log:
             f"logs/tables/{study}.log",
         benchmark:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lowrank.strict import Name, Strict
 
@@ -41,6 +41,8 @@ class TableView(Strict):
     title: str
     note: str
     """Defines the columns; stands beside the table."""
+    counted: ClassVar[bool] = False
+    """Whether it follows from shapes alone, so that no run enters it and a job of its own makes it beside training."""
     show: tuple[str, ...] = ()
     """Columns on the page, in order; all of them where empty. The CSV always has all."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -61,6 +61,7 @@ class Dataflow(TableView):
     """The tensors of the first layer that a method works on, as the code makes them: one row per tensor."""
 
     kind: Literal["dataflow"]
+    counted: ClassVar[bool] = True
     rows: tuple[CountRow, ...]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -202,6 +202,7 @@ class Counts(TableView):
     """Parameters and bytes of a training step, counted on shapes alone: exact, at every scale."""
 
     kind: Literal["counts"]
+    counted: ClassVar[bool] = True
     rows: tuple[CountRow, ...]
     bytes: bool = True
     """False counts parameters alone, which takes a tenth of the time: no step is gone through."""
