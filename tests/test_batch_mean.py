@@ -56,6 +56,7 @@ def test_it_is_the_mean_of_batch_means_over_one_too_many(subject: Any, size: int
     assert plain["loss"] == pytest.approx(sum(batches) / count, rel=1e-6)
     assert published["loss"] == pytest.approx(sum(batches) / (count + 1), rel=1e-6)
     assert published["perplexity"] == pytest.approx(plain["perplexity"] ** (count / (count + 1)), rel=1e-6)
+    assert published["mean_perplexity"] == plain["mean_perplexity"] == plain["perplexity"]
     assert plain["batches"] == published["batches"] == count
     assert plain["perplexity"] == pytest.approx(math.exp(plain["loss"]))
 

@@ -52,6 +52,21 @@ class TaskBatches:
         """The rows in the order of that epoch: a pure function of seed and epoch."""
         return batches.order(self.rows, seed, epoch)
 
+    @functools.cached_property
+    def _latest(self) -> dict[int, tuple[tuple[int, int], Tensor]]:
+        """Seed -> epoch and size of a batch, and the order that a step of them asked for last."""
+        return {}
+
+    def _order(self, seed: int, epoch: int, size: int) -> Tensor:
+        """The order that batches of `size` are cut from; kept while steps ask for it, since it is one for a whole epoch."""
+        kept, order = self._latest.get(seed, (None, torch.empty(0)))
+        if kept != (epoch, size):
+            order = self.order(seed, epoch)
+            if self.spec.group_by_length:
+                order = batches.by_length_within(order, self.split.lengths, WINDOW_BATCHES * size)
+            self._latest[seed] = (epoch, size), order
+        return order
+
     def by_length(self) -> Tensor:
         """The rows from short to long, ties in row order."""
         return torch.argsort(self.split.lengths, stable=True)
@@ -75,10 +90,7 @@ class TaskBatches:
                 yield batches.block_batch(self.split, starts, self.spec.max_length)
             return
         epoch, index = divmod(step, math.ceil(self.rows / size))
-        order = self.order(seed, epoch)
-        if self.spec.group_by_length:
-            order = batches.by_length_within(order, self.split.lengths, WINDOW_BATCHES * size)
-        rows = order[index * size : (index + 1) * size]
+        rows = self._order(seed, epoch, size)[index * size : (index + 1) * size]
         yield from self.micro_batches(rows, micro_size, draw=(seed, epoch))
 
     def micro_batches(self, rows: Tensor, size: int, draw: Draw = None) -> Iterator[dict[str, Tensor]]:

@@ -6,6 +6,7 @@ Imported only where questions are asked, since it brings the harness with it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.resources
 import io
 import logging
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import yaml
-from lm_eval import evaluator
+from lm_eval import evaluator, utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
 from tokenizers import Tokenizer
@@ -22,6 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank.tasks import forward
+
+# The harness compiles a template anew for each of thousands of uses; there are a few dozen.
+utils.env.from_string = functools.lru_cache(maxsize=256)(utils.env.from_string)
 
 Question = Mapping[str, Any]
 """`question`, `choices` (four texts), `answer` (0 to 3), `subject`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,8 +105,11 @@ def _build(card: ModelCard, settings: dict[str, Any], spec: ModelSpec, task: str
 
 def _class(card: ModelCard, model_type: str, task: str) -> Any:
     if (model_type, task) in CLASSES:
-        module = importlib.import_module(f"{_MODELS}.{model_type}.modeling_{model_type}")
-        return getattr(module, CLASSES[model_type, task])
+        name = f"{_MODELS}.{model_type}.modeling_{model_type}"
+        if name not in sys.modules:
+            importlib.import_module(name)
+            gc.freeze()  # a million objects that stay to the end: no collection need look at them again
+        return getattr(sys.modules[name], CLASSES[model_type, task])
     from transformers.models.auto import configuration_auto, modeling_auto
 
     if model_type not in configuration_auto.CONFIG_MAPPING:

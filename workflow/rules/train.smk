@@ -19,8 +19,7 @@ for pack in PLAN["packs"].values():
             f"logs/train/{pack['name']}.log",
         benchmark:
             f"logs/benchmarks/train/{pack['name']}.tsv"
-        # The longest packs first, so that no core idles at the end.
-        priority: round(60 * pack["expected_minutes"])
+        priority: urgency(pack)
         conda:
             "../../envs/conda.yaml"
         threads: cpus(pack, pack["processes"])

@@ -20,12 +20,13 @@ class BatchMean(Protocol):
 
     l_n is the mean loss of batch n over its predicted tokens. With `counter_start: 1` every loss is N / (N + 1) of
     the mean, so the perplexity is p^(N / (N + 1)): too low, and the more so the fewer batches there are.
+    `mean_perplexity` is that of the same batches counted rightly, exp((l_1 + ... + l_N) / N).
 
     Source: the evaluation of the scripts that pre-train LLaMA on C4 for ReLoRA, GaLore and VeLoRA.
     """
 
     name = "batch_mean"
-    metrics = ("loss", "perplexity", "batches", "tokens")
+    metrics = ("loss", "perplexity", "mean_perplexity", "batches", "tokens")
 
     class Options(Strict):
         """How batches are counted, and how many there are."""
@@ -54,4 +55,5 @@ class BatchMean(Protocol):
         loss = total / (batches + self.options.counter_start)
         if not math.isfinite(loss):
             return not_finite(subject)
-        return Outcome({"loss": loss, "perplexity": perplexity(loss), "batches": batches, "tokens": tokens})
+        found = {"loss": loss, "perplexity": perplexity(loss), "mean_perplexity": perplexity(total / batches)}
+        return Outcome({**found, "batches": batches, "tokens": tokens})
