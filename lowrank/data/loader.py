@@ -58,7 +58,7 @@ class TaskBatches:
         return {}
 
     def _order(self, seed: int, epoch: int, size: int) -> Tensor:
-        """The order that batches of `size` are cut from; kept while steps ask for it, since it is one for a whole epoch."""
+        """The order that batches of `size` are cut from; kept while steps ask for it: it is one for a whole epoch."""
         kept, order = self._latest.get(seed, (None, torch.empty(0)))
         if kept != (epoch, size):
             order = self.order(seed, epoch)
