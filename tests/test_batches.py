@@ -13,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from lowrank.data import loader
 from lowrank.data.batches import Split, batch, block_batch, blocks, order
+from lowrank.data.loader import TaskBatches
 from lowrank.data.tokens import end_to_end
 from lowrank.errors import IntegrityError
+from lowrank.spec import DataSpec
 
 Pad = Literal["longest", "max_length"]
 PAD = 7
@@ -108,6 +111,20 @@ def test_order_is_the_same_on_every_machine_and_version() -> None:
     """Resuming and reproducing rest on it; a library that changes it must be noticed."""
     assert order(10, 0, 0).tolist() == [4, 6, 2, 7, 3, 5, 9, 0, 8, 1]
     assert order(10, 1, 2).tolist() == [8, 5, 6, 0, 9, 1, 4, 3, 7, 2]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_epoch_is_ordered_once_for_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grouped: bool) -> None:
+    split = split_of(tmp_path, [[10 + i] * (1 + i % 4) for i in range(7)])
+    spec = DataSpec(card="smoke_text", group_by_length=grouped)
+    kept = TaskBatches(split, spec, "causal_lm", PAD)
+    asked = [(seed, step) for step in (0, 1, 3, 4, 2) for seed in (0, 1)]  # 4 steps an epoch; the last goes back
+    drawn: list[tuple[int, int]] = []
+    monkeypatch.setattr(loader.batches, "order", lambda rows, *draw: drawn.append(draw) or order(rows, *draw))
+    found = [next(kept.training_batch(*at, 2, 2))["input_ids"].tolist() for at in asked]
+    assert drawn == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 0), (1, 0)]
+    anew = [next(TaskBatches(split, spec, "causal_lm", PAD).training_batch(*at, 2, 2)) for at in asked]
+    assert found == [batch["input_ids"].tolist() for batch in anew], "as a run that goes on from there would see them"
 
 
 @given(

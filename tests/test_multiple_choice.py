@@ -15,6 +15,7 @@ from lowrank.cards import data_card
 from lowrank.data.loader import open_splits
 from lowrank.data.mmlu import examples
 from lowrank.errors import ConfigError, IntegrityError
+from lowrank.evaluate import harness
 from lowrank.evaluate.harness import ChainLM, Questions, ask
 from lowrank.evaluate.protocol import Subject
 from lowrank.evaluate.protocols.multiple_choice import MultipleChoice, wilson
@@ -192,3 +193,10 @@ def test_questions_made_from_labels_have_the_right_answer(folder: Any) -> None:
 
 def topics() -> str:
     return (Path(__file__).parents[1] / "resources" / "smoke" / "topics" / "topics.jsonl").read_text()
+
+
+def test_a_template_is_compiled_once() -> None:
+    compile_template = harness.utils.env.from_string
+    assert compile_template("{{ question }}") is compile_template("{{ question }}")
+    assert harness.utils.apply_template("{{ question }}", {"question": "Who?"}) == "Who?"
+    assert harness.utils.apply_template("{{ question }}", {"question": "When?"}) == "When?"
