@@ -12,7 +12,7 @@ import pytest
 from tests.slurm.cluster import ACCOUNT, CONFIGURATION, Cluster
 from tests.slurm.sites import ROOT, SMOKE, SNAKEMAKE, STUDY, Site, ended, one_run, scores, up
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 def test_the_cluster_gives_what_one_machine_gives(done: Site, tmp_path: Path) -> None:
