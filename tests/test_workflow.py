@@ -181,6 +181,20 @@ def test_snakemakes_own_report_holds_the_same(lab: Lab) -> None:
         assert f"Adding {artefact}" in said
 
 
+def test_a_pack_that_fails_keeps_its_members_that_are_finished(lab: Lab) -> None:
+    first, second = sorted(run for run in lab.runs() if run.startswith("full-"))
+    for run in (first, second):
+        shutil.rmtree(lab.folder / "results" / "runs" / run)
+    stumble = lab.folder / "work" / second
+    stumble.write_text("a file where a folder should be")
+    lab.snakemake("--", f"results/runs/{second}/manifest.json", ok=False)
+    trained = lab.runs()[first]
+    assert second not in lab.runs()
+    stumble.unlink()
+    lab.snakemake("--", f"results/runs/{second}/manifest.json")
+    assert lab.runs()[first] == trained, "the first member was not trained again"
+
+
 def test_a_pack_longer_than_a_job_may_be_comes_back_once_more_for_each_time_limit(lab: Lab) -> None:
     (lab.folder / "site.yaml").write_text("max_runtime_minutes: 4\nsetup: [echo again >> attempts, exit 1]\n")
     run = next(iter(lab.runs()))

@@ -96,6 +96,14 @@ def mark_forced_runs():
                 open(f"work/forced/{run}", "w").close()
 
 
+def keep_finished_members():
+    """Keeps what a job that failed had finished: Snakemake would remove it, and the next attempt train it again.
+
+    Nothing half is kept by that: every command writes each of its files whole.
+    """
+    workflow.execution_settings.keep_incomplete = True
+
+
 def allow_for_time_limits():
     """Lets a pack that is longer than a job may be come back once more for each time limit on its way.
 
