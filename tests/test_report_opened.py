@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 
 from lowrank.report.build import count_study, open_study
-from lowrank.report.notebook import execute
 from lowrank.report.opened import read_table
 from lowrank.report.views import parse_views
 from tests.report_runs import make_runs, write_runs
@@ -39,14 +36,3 @@ def test_shapes_are_counted_without_runs_and_read_with_them(tmp_path):
     context = open_study("lr_ratio", views, csv, tmp_path, "laptop", written=views.counted())
     assert context.table("sizes")["trainable_parameters"].item() == 7
     assert len(context.table("set")) == 1
-
-
-def test_cells_share_names_and_show_their_last_value_and_what_they_print(tmp_path):
-    def cell(source, tags=()):
-        return {"cell_type": "code", "source": [source], "metadata": {"tags": list(tags)}}
-
-    cells = [cell("x = 1", ["parameters"]), cell("print(x < 3)\nx + 1"), {"cell_type": "markdown", "source": ["*so*"]}]
-    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells}))
-    shown, prose = execute(tmp_path / "n.ipynb", {"x": 2})
-    assert shown == {"kind": "code", "html": "<pre>True\n</pre><pre>3</pre>", "source": "x = 1\n\nprint(x < 3)\nx + 1"}
-    assert prose["html"].strip() == "<p><em>so</em></p>"
