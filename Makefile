@@ -54,7 +54,7 @@ bench: $(READY) ## all benchmarks, about 15 minutes of a quiet machine; writes b
 	@$(RUN) python -m benchmarks.methods
 	@$(RUN) python -m benchmarks.sweep
 
-freeze: main ## the main job, then its tables and figures into docs/frozen/ and the README
+freeze: main smoke ## the main job and the smoke job, then tables, figures and costs into docs/frozen/ and the README
 	@$(RUN) python docs/freeze.py
 
 # The newest versions that envs/lowrank.in allows are taken only for what has no pin yet.

@@ -19,8 +19,10 @@ from typing import Any
 
 import pandas as pd
 
+from lowrank.costs import study_rows
 from lowrank.errors import ConfigError, LowrankError
 from lowrank.files import read_json, write_json, write_text
+from lowrank.gpus import gpu_facts
 from lowrank.plan import current_plan
 from lowrank.report import style
 from lowrank.report.overview import overview
@@ -35,7 +37,10 @@ RESULTS, FROZEN, README = ROOT / "results" / "studies", ROOT / "docs" / "frozen"
 
 BENCHMARKS = ROOT / "logs" / "benchmarks"
 
-OVERVIEW = "verdicts"
+SMOKE = ROOT / "smoke"
+"""Where `make smoke` runs."""
+
+OVERVIEW, COSTS = "verdicts", "costs.json"
 SCALE = "laptop"
 MARKED = re.compile(r"(<!-- frozen:(?P<study>\S+)(?P<figures>[^>]*) -->\n).*?(<!-- /frozen -->)", re.DOTALL)
 """`<!-- frozen:lr_ratio fig1 fig3_ratio -->` ... `<!-- /frozen -->`: a study and the figures to show of it."""
@@ -114,23 +119,57 @@ def _picture(frozen: Path) -> str:
     )
 
 
+def costs(smoke: Path) -> dict[str, Any]:
+    """What the other scales take: smoke as it was measured in a folder, paper as the plan predicts it.
+
+    Args:
+        smoke: where the smoke scale ran; of a study that did not run there nothing is known.
+    """
+    _, plan = current_plan("smoke", studies())
+    measured = {}
+    for study in studies():
+        claims = smoke / "results" / "studies" / study / "claims.json"
+        if claims.is_file():
+            runs, cost = (read_json(claims)[key] for key in ("runs", "cost"))
+            took = of_study(plan, smoke / "logs" / "benchmarks", study)
+            measured[study] = {"runs": runs["planned"], "took": {**took, "disk_bytes": cost["disk_bytes"]}}
+    gpu = gpu_facts(None, 80)
+    predicted = {row["study"]: row for row in study_rows(current_plan("paper", studies())[1], gpu)}
+    return {"smoke": measured, "paper": predicted, "gpu": gpu.name}
+
+
 def _cost(frozen: Path) -> str:
     lines = ["| study | scale | runs | jobs | time | CPU time | most memory of a job | disk |",
              "|---|---|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+    other = read_json(frozen / COSTS) if (frozen / COSTS).is_file() else {"smoke": {}, "paper": {}, "gpu": "GPU"}
     for study in studies():
         file = frozen / study / "facts.json"
-        facts = read_json(file) if file.is_file() else {}
-        took = facts.get("took") or {}
-        jobs = f"{took['jobs']} of {took['planned']}" if took else "–"
-        cells = [number(facts.get("runs")), jobs, duration(took.get("wall_s")), duration(took.get("cpu_s"))]
-        cells += [size(took.get("peak_bytes")), size(took.get("disk_bytes"))]
-        lines.append(f"| `{study}` | {SCALE} | {' | '.join(cells)} |")
+        lines.append(_measured(study, "smoke", other["smoke"].get(study, {})))
+        lines.append(_measured(study, SCALE, read_json(file) if file.is_file() else {}))
+        lines.append(_predicted(study, other["paper"].get(study)))
     note = (
-        "Laptop scale is measured: the sum over the jobs of the frozen run, each with one thread, two at a time where "
-        "there are two cores; a job that several studies share counts for each. A dash: not measured. Paper scale was "
-        "planned and never run; what it will take: [clusters](docs/cluster.md)."
+        "Smoke and laptop scale are measured: the sum over the jobs of the frozen run, each with one thread, two at a "
+        "time where there are two cores; a job that several studies share counts for each. A dash: not measured. Paper "
+        f"scale was never run: its row is predicted for one {other['gpu']}, in GPU hours and GPU memory; how, and what "
+        "each run takes: [clusters](docs/cluster.md)."
     )
     return "\n".join([*lines, "", note, ""])
+
+
+def _measured(study: str, scale: str, facts: Mapping[str, Any]) -> str:
+    took = facts.get("took") or {}
+    jobs = f"{took['jobs']} of {took['planned']}" if took else "–"
+    cells = [number(facts.get("runs")), jobs, duration(took.get("wall_s")), duration(took.get("cpu_s"))]
+    cells += [size(took.get("peak_bytes")), size(took.get("disk_bytes"))]
+    return f"| `{study}` | {scale} | {' | '.join(cells)} |"
+
+
+def _predicted(study: str, row: Mapping[str, Any] | None) -> str:
+    cells = ["–"] * 6
+    if row is not None:
+        hours = f"{number(row['gpu_hours'])} GPU hours"
+        cells = [number(row["runs"]), number(row["jobs"]), hours, "–", size(row["peak_bytes"]), size(row["disk_bytes"])]
+    return f"| `{study}` | paper, predicted | {' | '.join(cells)} |"
 
 
 def _block(folder: Path, figures: list[str]) -> str:
@@ -179,6 +218,7 @@ def main() -> int:
     except LowrankError as error:
         print(f"freeze: {error}", file=sys.stderr)
         return error.exit_code
+    write_json(FROZEN / COSTS, costs(SMOKE))
     style.save(overview(counts(FROZEN)), FROZEN / OVERVIEW)
     write_text(README, show(README.read_text(encoding="utf-8")))
     print("README.md shows it")

@@ -99,7 +99,8 @@ class Study(Strict):
     evaluations: dict[Name, Evaluation]
     scales: dict[Scale, ScaleSpec]
     key_figure: Name | None = None
-    """The figure that carries the message; the front page shows it."""
+    key_claims: tuple[Name, ...] = ()
+    """The figure that carries the message, and the claims that answer the question; the front page shows both."""
     tables: Any = None
     figures: Any = None
     claims: Any = None
@@ -178,10 +179,9 @@ def points(study: Study, scale: Scale) -> Iterator[Point]:
     """
     if scale not in study.scales:
         raise ConfigError(f"study {study.study}: no scale {scale!r}{suggest(scale, study.scales)}")
-    where = f"{_shown(STUDIES / f'{study.study}.yaml')}: scales.{scale}"
     spec = study.scales[scale]
     for name, at, grid, extended in spec.grids():
-        place = f"{where}.{at}"
+        place = f"{_shown(STUDIES / f'{study.study}.yaml')}: scales.{scale}.{at}"
         axes = {axis: value if isinstance(value, list) else [value] for axis, value in grid.items()}
         for axis, listed in axes.items():
             if not listed:

@@ -28,8 +28,9 @@ def test_a_claim_rests_on_the_rows_that_it_names_and_their_runs() -> None:
     assert [context.table("t")["arm"][row] for row in rows] == ["full", "lora"]
     assert set(runs_behind(context, "t", rows)) == {f"{arm}-lrNone-s{s}" for arm in ("full", "lora") for s in range(3)}
     assert rows_behind(context, context.views.claims["u"]) == []
-    context.runs.loc[context.runs["arm"] == "lora", "status"] = "failed"
-    assert len(runs_behind(context, "t", rows)) == 3
+    failed = lab(**SURE)
+    failed.runs.loc[failed.runs["arm"] == "lora", "status"] = "failed"
+    assert len(runs_behind(failed, "t", rows)) == 3
 
 
 def test_of_a_tuned_row_only_the_chosen_runs_stand_behind() -> None:

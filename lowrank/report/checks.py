@@ -206,10 +206,13 @@ def shown_difference(found: Estimate | None) -> str:
     if found is None:
         return "–"
     if found.low is None or found.high is None:
-        return f"{found.mean:+.4f} (one seed)"
-    return (
-        f"{found.mean:+.4f} ({CONFIDENCE:.0%} paired t over {found.seeds} seeds: {found.low:+.4f} to {found.high:+.4f})"
-    )
+        return f"{_signed(found.mean)} (one seed)"
+    between = f"{_signed(found.low)} to {_signed(found.high)}"
+    return f"{_signed(found.mean)} ({CONFIDENCE:.0%} paired t over {found.seeds} seeds: {between})"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 4) + 0.0:+.4f}"  # of nothing no minus
 
 
 @check(GridResolutionClaim)

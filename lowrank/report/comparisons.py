@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -156,14 +156,15 @@ def within(context: Context, view: WithinClaim, optima: None) -> Finding:
     need_columns(table, [view.column], place)
     rows = select(table, view.where, place).to_dict("records")
     measured = context.measured(view.table)
-    parts = [_within(row, view, measured) for row in rows]
-    keys = list(view.where)
-    evidence = [f"{_row_name(row, keys)}: {label(view.column)} {_with_interval(row, view.column)}" for row in rows]
+    names = [_row_name(row, view, context.views.titles) for row in rows]
+    parts = [_within(row, name, view, measured) for row, name in zip(rows, names, strict=True)]
+    said = [f"{label(view.column)} {_with_interval(row, view.column)}" for row in rows]
+    evidence = [f"{name}: {what}" for name, what in zip(names, said, strict=True)]
     return combine(parts, [*evidence, f"allowed: {_bounds(view)}, since {view.reason}"])
 
 
-def _within(row: dict[Any, Any], view: WithinClaim, measured: bool) -> Finding:
-    value, name = plain(row[view.column]), _row_name(row, list(view.where))
+def _within(row: dict[Any, Any], name: str, view: WithinClaim, measured: bool) -> Finding:
+    value = plain(row[view.column])
     if value is None:
         status = row.get("status", "ok")
         return Finding("not run" if status != "ok" else "not resolved", f"{name}: {row.get('cause') or 'no value'}")
@@ -198,8 +199,8 @@ def _bounds(view: WithinClaim) -> str:
     return " and ".join(f"{word} {number(end)}" for word, end in ends if end is not None)
 
 
-def _row_name(row: dict[Any, Any], keys: Sequence[str]) -> str:
-    return str(row["label"]) if "label" in row else configuration({key: row.get(key) for key in keys})
+def _row_name(row: dict[Any, Any], view: WithinClaim, titles: Mapping[str, str]) -> str:
+    return str(row["label"]) if "label" in row else configuration({key: row.get(key) for key in view.where}, titles)
 
 
 def _with_interval(row: dict[Any, Any], column: str) -> str:

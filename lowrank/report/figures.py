@@ -61,6 +61,9 @@ def sheet(view: Lines | Curves | Scatter) -> tuple[Figure, Axes]:
         axes.set_xscale("log")
     if view.log_y:
         axes.set_yscale("log")
+    for axis, column in ((axes.xaxis, getattr(view, "x", "")), (axes.yaxis, getattr(view, "y", ""))):
+        if column.endswith("_bytes"):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} MB"))
     return drawing, axes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ Last = tuple[str, Sequence[str]]
 """A heading, and a piece of HTML for each row."""
 
 HERE = Path(__file__).parent
+
+CAUSE_CHARACTERS = 150
+"""So much of a cause stands beside an answer; all of it beside the claim."""
 
 WIDE = ("cause", "note")
 """Columns of sentences; they wrap."""
@@ -103,6 +107,24 @@ def data_link(name: str, data: bytes) -> str:
 def badge(verdict: str) -> str:
     """A verdict as a coloured word."""
     return f'<span class="verdict {verdict.replace(" ", "-")}">{escape(verdict)}</span>'
+
+
+def answers(key_claims: Sequence[str], entries: Sequence[Mapping[str, Any]], page: str = "") -> str:
+    """What became of the claims that answer a study's question, as a list; nothing where none is named.
+
+    Args:
+        key_claims: names of claims, in order.
+        entries: of the study's `claims.json`.
+        page: of the study, where the list stands on another one.
+    """
+    first = {entry["claim"]: entry for entry in reversed(entries)}
+    items = "".join(
+        f"<li>{badge(entry['verdict'])} <q>{escape(entry['published'])}</q> "
+        f'<a href="{page}#{escape(entry["id"])}">why</a>'
+        f"<small>{escape(textwrap.shorten(entry['cause'], CAUSE_CHARACTERS, placeholder=' …'))}</small></li>"
+        for entry in (first[name] for name in key_claims if name in first)
+    )
+    return f'<ul class="answers" aria-label="in short">{items}</ul>' if items else ""
 
 
 def _bound_of(name: str, names: list[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lowrank.errors import ConfigError
@@ -29,11 +29,13 @@ class Sample:
     """At which end of its grid the tuned value lies."""
     tuning: str = ""
     """Says so where nothing was tuned."""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Arm -> its name for a reader."""
 
     @property
     def name(self) -> str:
         """The configuration in words."""
-        return str(self.keys["label"]) if "label" in self.keys else configuration(self.keys)
+        return str(self.keys["label"]) if "label" in self.keys else configuration(self.keys, self.titles)
 
     def selected(self, where: Where) -> bool:
         """Whether the configuration meets every condition."""
@@ -65,7 +67,8 @@ def samples(context: Context, table: str, metric: str, place: str) -> list[Sampl
         values = by_seed(runs, metric) if metric in runs and plain(row[metric]) is not None else {}
         edge, tuning = str(row.get("edge") or ""), str(row.get("tuning") or "")
         cause = cause or str(row.get("cause") or "")
-        found.append(Sample(keys, values, None, runs["seed"].nunique(), status, cause, edge, tuning))
+        seeds, titles = runs["seed"].nunique(), context.views.titles
+        found.append(Sample(keys, values, None, seeds, status, cause, edge, tuning, titles))
     return found
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lowrank.files import read_json
 from lowrank.report import analytic, tables  # noqa: F401 - registers arithmetic, and which runs stand behind a row
-from lowrank.report.html import Last, badge, data_link, escape, fold, rows_fragment, table_fragment
+from lowrank.report.html import Last, answers, badge, data_link, escape, fold, rows_fragment, table_fragment
 from lowrank.report.inline import inline_svg
 from lowrank.report.kinds import Arithmetic
 from lowrank.report.ledger import REPORTED
@@ -81,9 +81,10 @@ class Report:
         protocol = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.raw.get("protocol", ()))
         cause = self.record["runs"]["cause"]
         warning = f'<p class="warning">Not every run has a result: {escape(cause)}.</p>' if cause else ""
+        short = answers(self.raw.get("key_claims") or (), self.record["entries"])
         question = f'<p class="question">{escape(self.raw.get("question", ""))}</p>'
         return Html(
-            f"{question}{self._scale_note()}{warning}{self._counts()}"
+            f"{question}{self._scale_note()}{warning}{short}{self._counts()}"
             f'<section class="box"><h2>Protocol</h2><ul>{protocol}</ul><dl class="facts">{facts}</dl></section>'
         )
 

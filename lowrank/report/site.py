@@ -11,7 +11,7 @@ import pandas as pd
 
 from lowrank.files import REPOSITORY, read_json, write_json, write_text
 from lowrank.report.bibliography import bibtex
-from lowrank.report.html import badge, cell_text, escape, template
+from lowrank.report.html import answers, badge, cell_text, escape, template
 from lowrank.report.inline import inline_svg
 from lowrank.report.run_page import run_link
 from lowrank.report.text import duration, number, size
@@ -118,6 +118,7 @@ def _card(
         "raw": raw,
         "drawing": drawing,
         "caption": caption,
+        "answers": answers(raw.get("key_claims") or (), record["entries"], f"{study}.html"),
         "counts": [
             (verdict, badge(verdict), record["counts"][verdict], 100 * record["shares"][verdict])
             for verdict in VERDICTS

@@ -67,10 +67,15 @@ def label(key: str) -> str:
     return NAMES.get(key, key.replace("_", " "))
 
 
-def configuration(keys: Mapping[str, Any]) -> str:
-    """A row's keys as a sentence names them: `lora, rank 8, alpha 32`; what has no value is left out."""
+def configuration(keys: Mapping[str, Any], titles: Mapping[str, str] | None = None) -> str:
+    """A row's keys as a sentence names them: `LoRA, rank 8, alpha 32`; what has no value is left out.
+
+    Args:
+        keys: column -> value.
+        titles: arm -> its name for a reader.
+    """
     words = [
-        str(value) if isinstance(value, str) else f"{label(key)} {rate(value)}"
+        (titles or {}).get(value, value) if isinstance(value, str) else f"{label(key)} {rate(value)}"
         for key, value in keys.items()
         if value is not None and not (isinstance(value, float) and math.isnan(value)) and value != "main"
     ]

@@ -76,6 +76,9 @@ def parse_views(raw: Mapping[str, Any], where: str) -> Views:
     shown = raw.get("key_figure")
     if shown is not None and shown not in figures:
         raise ConfigError(f"{where}: key_figure: unknown figure {shown!r}{suggest(shown, figures)}")
+    for name in raw.get("key_claims") or ():
+        if name not in claims:
+            raise ConfigError(f"{where}: key_claims: unknown claim {name!r}{suggest(name, claims)}")
     for index, (name, view) in enumerate(tables.items()):
         for table in view.reads():
             before = list(tables)[:index]
