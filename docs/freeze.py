@@ -168,7 +168,8 @@ def _predicted(study: str, row: Mapping[str, Any] | None) -> str:
     cells = ["–"] * 6
     if row is not None:
         hours = f"{number(row['gpu_hours'])} GPU hours"
-        cells = [number(row["runs"]), number(row["jobs"]), hours, "–", size(row["peak_bytes"]), size(row["disk_bytes"])]
+        cells = [number(row["runs"]), number(row["packs"]), hours, "–"]
+        cells += [size(row["peak_bytes"]), size(row["disk_bytes"])]
     return f"| `{study}` | paper, predicted | {' | '.join(cells)} |"
 
 

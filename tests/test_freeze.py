@@ -71,7 +71,7 @@ class TestFreeze:
         assert "| `lr_ratio` | laptop | 2 | 3 of 4 | 2 min 0 s | 1 min 30 s | 1.0 GiB | 1.0 MiB |" in rows
         assert "| `velora` | laptop | – | – | – | – | – | – |" in rows
         assert "| `velora` | paper, predicted | – | – | – | – | – | – |" in rows
-        sizes = {"runs": 9, "jobs": 2, "gpu_hours": 1.5, "peak_bytes": 2**30, "disk_bytes": 2**20}
+        sizes = {"runs": 9, "packs": 2, "gpu_hours": 1.5, "peak_bytes": 2**30, "disk_bytes": 2**20}
         known = {"smoke": {"lr_ratio": {"runs": 7, "took": {**TOOK, "disk_bytes": 2**20}}}, "gpu": "A100 80 GB"}
         (frozen / self.freeze.COSTS).write_text(json.dumps({**known, "paper": {"lr_ratio": sizes}}))
         rows = self.freeze.show(cost, frozen).splitlines()
