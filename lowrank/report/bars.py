@@ -18,6 +18,9 @@ from lowrank.report.kinds import Bars
 from lowrank.report.style import INK, MUTED, PAPER, SERIES, SETTINGS, Look, in_order, looks
 from lowrank.report.text import number
 
+HATCHES = (None, "///", "...", "xxx")
+"""Of bars of one colour, in order."""
+
 LABEL_CHARACTERS = 30
 """In a line of a bar's name; a longer one would leave the bars no room."""
 
@@ -48,6 +51,7 @@ def bars(context: Context, name: str) -> Figure:
         axes.spines["left"].set_visible(False)
         if view.log_x:
             axes.set_xscale("log")
+        hatches = _hatches(drawn)
         middles = []
         top = 0.0
         for index, (_, rows) in enumerate(bands):
@@ -58,7 +62,7 @@ def bars(context: Context, name: str) -> Figure:
                 if view.stack:
                     _stacked(axes, view, row, top + offset)
                 else:
-                    _bar(axes, view, row, top + offset, look)
+                    _bar(axes, view, row, top + offset, look, hatches[offset] if members else None)
             top += len(inside) + GAP
         axes.set_yticks(middles, labels)
         axes.set_ylim(top - GAP - 0.4, -0.6)
@@ -75,7 +79,13 @@ def _only(rows: pd.DataFrame, member: dict[str, Any], place: str) -> pd.DataFram
     return select(rows, {key: (value,) for key, value in member.items()}, place)
 
 
-def _bar(axes: Axes, view: Bars, rows: pd.DataFrame, y: float, look: Look) -> None:
+def _hatches(drawn: list[Look]) -> list[str | None]:
+    """A pattern for each series after the first of its colour: variants of one method are told apart."""
+    colours = [look.colour for look in drawn]
+    return [HATCHES[colours[:index].count(colour) % len(HATCHES)] for index, colour in enumerate(colours)]
+
+
+def _bar(axes: Axes, view: Bars, rows: pd.DataFrame, y: float, look: Look, hatch: str | None) -> None:
     column = str(view.x)
     row = rows.iloc[0].to_dict() if len(rows) else {}
     value = plain(row.get(column))
@@ -84,7 +94,8 @@ def _bar(axes: Axes, view: Bars, rows: pd.DataFrame, y: float, look: Look) -> No
         _beside(axes, 0, y, "–" if why in ("", "ok") else why, MUTED)
         return
     shown = value / view.unit
-    axes.barh(y, shown, height=0.8, color=look.colour, gid=f"bar {look.label}")
+    axes.barh(y, shown, height=0.8, color=look.colour, hatch=hatch, edgecolor=PAPER, linewidth=0,
+              gid=f"bar {look.label}")  # fmt: skip
     low, high = plain(row.get(f"{column}_low")), plain(row.get(f"{column}_high"))
     end = shown
     if low is not None and high is not None:
@@ -120,10 +131,13 @@ def _room(axes: Axes, view: Bars) -> None:
 
 def _legend(drawing: Figure, axes: Axes, view: Bars, drawn: list[Look]) -> None:
     """Above the whole figure, since long names of bars leave the axes little of its width."""
-    named = [(PLAIN.heading(column), colour) for column, colour in zip(view.stack, SERIES, strict=False)]
-    named = named or [(look.label, look.colour) for look in drawn]
+    words = {column.partition("_")[0] for column in view.stack}
+    shared = f"{words.pop()}_" if len(words) == 1 else ""  # `cost` of cost_parameter_bytes, cost_gradient_bytes
+    parts = [PLAIN.heading(column.removeprefix(shared)) for column in view.stack]
+    named: list[tuple[str, str, str | None]] = [(*part, None) for part in zip(parts, SERIES, strict=False)]
+    named = named or [(look.label, look.colour, hatch) for look, hatch in zip(drawn, _hatches(drawn), strict=True)]
     if named:
-        handles = [axes.barh([0], [0], color=colour) for _, colour in named]
-        columns = row_of([label for label, _ in named])
-        drawing.legend(handles=handles, labels=[label for label, _ in named], loc="outside upper left", ncols=columns,
+        handles = [axes.barh([0], [0], color=colour, hatch=hatch, edgecolor=PAPER) for _, colour, hatch in named]
+        labels = [label for label, _, _ in named]
+        drawing.legend(handles=handles, labels=labels, loc="outside upper left", ncols=row_of(labels),
                        fontsize="small", handlelength=1.0, columnspacing=1.2)  # fmt: skip

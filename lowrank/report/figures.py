@@ -63,7 +63,8 @@ def sheet(view: Lines | Curves | Scatter) -> tuple[Figure, Axes]:
         axes.set_yscale("log")
     for axis, column in ((axes.xaxis, getattr(view, "x", "")), (axes.yaxis, getattr(view, "y", ""))):
         if column.endswith("_bytes"):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} MB"))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}"))
+            axis.set_label_text(f"{axis.get_label_text()} (MB)")
     return drawing, axes
 
 
