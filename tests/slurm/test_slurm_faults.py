@@ -208,8 +208,8 @@ def start_now(cluster: Cluster, job: str) -> None:
 
 def test_pre_emption_with_requeue_keeps_the_job(cluster: Cluster, slow: SlowSite, done: Site) -> None:
     cluster.run("scontrol", "update", "partition=gpu-preempt", "preemptmode=requeue")
-    with (slow.folder / "site.yaml").open("a") as file:
-        file.write("sbatch: ['--partition=gpu-preempt']\n")
+    file = slow.folder / "site.yaml"
+    file.write_text(file.read_text().replace("partition: cpu", "partition: gpu-preempt"))
     process = slow.start(one_run(done))
     job, _ = slow.training()
     cluster.run("srun", "-p", "cpu", "-c", "16", "--mem", "500", "true")
