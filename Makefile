@@ -50,9 +50,10 @@ check: $(READY) ## style, types and workflow lint, in under a minute
 	@$(RUN) snakefmt --check workflow
 	@$(RUN) snakemake --lint
 
-bench: $(READY) ## all benchmarks, about 15 minutes of a quiet machine; writes benchmarks/results/ and the README's tables
+bench: $(READY) ## all benchmarks, about 20 minutes of a quiet machine; writes benchmarks/results/ and the README's tables
 	@$(RUN) python -m benchmarks.methods
 	@$(RUN) python -m benchmarks.sweep
+	@$(RUN) python -m benchmarks.plan
 
 freeze: main smoke ## the main job and the smoke job, then tables, figures and costs into docs/frozen/ and the README
 	@$(RUN) python docs/freeze.py

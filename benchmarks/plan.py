@@ -176,19 +176,26 @@ def benchmark() -> Report:
     )
 
 
-def markdown(report: Report) -> str:
-    """results/plan.md."""
+def verdict(report: Report) -> str:
+    """How many predictions are near enough, as sentences; docs/cluster.md has them too."""
     told = [row for row in report.rows if not row.calibrates]
     near = sum(abs(row.time - 1) <= TIME for row in told)
     exact = sum(abs(row.memory - 1) <= MEMORY for row in report.rows)
+    return (
+        f"Memory within {MEMORY:.0%}: {exact} of {len(report.rows)}. Time within {TIME:.0%}: {near} of the {len(told)} "
+        "runs that did not calibrate."
+    )
+
+
+def markdown(report: Report) -> str:
+    """results/plan.md."""
     lines = [
         "# What is planned, and what is measured",
         f"Written by `python -m benchmarks.plan` from `plan.json`, {report.date}. One step of each run, one thread, on "
         f"{report.cpu}, load {report.load[0]:.1f} to {report.load[1]:.1f}. Memory: most bytes that torch's allocator "
         f"holds during a step. Time: median CPU seconds of {report.rows[0].measured_s.rounds} steps with their "
         "quartiles; predicted from three calibrating runs, marked *.",
-        f"Memory within {MEMORY:.0%}: {exact} of {len(report.rows)}. Time within {TIME:.0%}: {near} of the {len(told)} "
-        "runs that did not calibrate. Resident memory, which holds what libraries and heaps keep, stands beside it.",
+        f"{verdict(report)} Resident memory, which holds what libraries and heaps keep, stands beside it.",
         f"Calibrated: {report.flops_per_s / 1e9:.0f} GFLOP/s, {report.bytes_per_s / 1e9:.1f} GB/s, "
         f"{report.kernel_s * 1e6:.1f} microseconds a kernel.",
         "| run | peak MB, predicted | allocator | predicted / allocator | resident MB | step ms, predicted | measured "
@@ -200,7 +207,7 @@ def markdown(report: Report) -> str:
 def _line(row: Row) -> str:
     took = row.measured_s.scaled(1e3)
     resident = "not known" if row.resident_bytes is None else f"{row.resident_bytes / 1e6:,.0f}"
-    verdict = "" if row.calibrates or abs(row.time - 1) <= TIME else "missed"
+    missed = abs(row.memory - 1) > MEMORY or (abs(row.time - 1) > TIME and not row.calibrates)
     cells = [
         row.name + " *" * row.calibrates,
         f"{row.predicted_bytes / 1e6:,.1f}",
@@ -210,7 +217,7 @@ def _line(row: Row) -> str:
         f"{row.predicted_s * 1e3:,.1f}",
         f"{took.median:,.1f} [{took.low:,.1f}, {took.high:,.1f}]",
         f"{row.time:.2f}",
-        verdict,
+        "missed" * missed,
     ]
     return f"| {' | '.join(cells)} |"
 
