@@ -96,6 +96,17 @@ def test_columns_are_defined_by_their_protocol():
             assert protocol_definition(path.stem, metric), (path.stem, metric)
 
 
+def test_pages_begin_with_what_became_of_the_key_claims(site):
+    study, entries = load_study("lr_ratio"), {entry["claim"]: entry for entry in record(site)["entries"]}
+    assert study.key_claims
+    for page in ("index.html", "lr_ratio.html"):
+        (short,) = re.findall(r'<ul class="answers".*?</ul>', (site / "reports" / page).read_text(), re.DOTALL)[:1]
+        found = re.findall(r'<span class="verdict [^>]*>([^<]*)</span> <q>', short)
+        assert found == [entries[name]["verdict"] for name in study.key_claims]
+    with pytest.raises(ConfigError, match="key_claims: unknown claim 'C1x'"):
+        parse_views({**study.model_dump(), "key_claims": ["C1x"]}, "lr_ratio")
+
+
 @pytest.mark.parametrize("name", studies())
 def test_the_key_figure_is_a_figure(name):
     record = load_study(name)
