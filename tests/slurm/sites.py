@@ -87,3 +87,15 @@ def one_run(done: Site) -> str:
 
 def up(cluster: Cluster) -> None:
     cluster.run("scontrol", "update", "partition=cpu", "state=up")
+
+
+def daemons(job: str, space: str) -> list[int]:
+    """SLURM's own processes of a job, in a mount namespace: another cluster may run beside this one."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    numbers = [int(line.split()[0]) for line in listed.splitlines() if f"slurmstepd: [{job}." in line]
+    return [number for number in numbers if Path(f"/proc/{number}").exists() and mounts(number) == space]
+
+
+def mounts(pid: int) -> str:
+    """The mount namespace of a process: all that a node's daemon starts shares its own."""
+    return os.readlink(f"/proc/{pid}/ns/mnt")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.sites import ROOT, SNAKEMAKE, Site, ended, one_run, scores, up
+from tests.slurm.sites import ROOT, SNAKEMAKE, Site, daemons, ended, mounts, one_run, scores, up
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800), pytest.mark.slow]
 
@@ -170,9 +170,7 @@ def test_a_job_that_vanishes_from_its_node(cluster: Cluster, slow: SlowSite, don
     """SLURM's own processes of the job are killed too; it finds out when the node is next asked, and says NODE_FAIL."""
     process = slow.start(one_run(done))
     job, pid = slow.training()
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    numbers = [int(line.split()[0]) for line in listed.splitlines() if f"slurmstepd: [{job}." in line]
-    ours = [number for number in numbers if mounts(number) == mounts(pid)]  # another cluster may run beside this one
+    ours = daemons(job, mounts(pid))
     assert len(ours) == 2
     for number in ours:
         os.kill(number, signal.SIGKILL)
@@ -196,11 +194,6 @@ def test_the_node_daemon_that_is_killed_comes_back_to_its_job(slow: SlowSite, do
     assert {own for own, _ in slow.steps()} == {pid}, "one process trained from beginning to end"
 
 
-def mounts(pid: int) -> str:
-    """The mount namespace of a process: all that a node's daemon starts shares its own."""
-    return os.readlink(f"/proc/{pid}/ns/mnt")
-
-
 def start_now(cluster: Cluster, job: str) -> None:
     """A job that comes back waits two minutes; not here."""
     cluster.until(lambda: bool(cluster.jobs("-t", "pending", "-j", job)), "the job back in the queue", 300)
@@ -222,13 +215,14 @@ def test_pre_emption_with_requeue_keeps_the_job(cluster: Cluster, slow: SlowSite
 
 
 def test_a_lost_node_injected(cluster: Cluster, slow: SlowSite, done: Site) -> None:
-    (slow.patch / "deaf").touch()  # a node that is lost warns nobody
     process = slow.start(one_run(done))
-    job, _ = slow.training()
+    job, pid = slow.training()
+    space = mounts(pid)
     node = cluster.run("sinfo", "-h", "-o", "%n").split()[0]
     cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    os.killpg(os.getpgid(pid), signal.SIGKILL)  # what runs on it is lost too, and warned by nobody
     slow.stopped(job)
-    (slow.patch / "deaf").unlink()
+    cluster.until(lambda: not daemons(job, space), "a node without the job")
     cluster.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)  # it may be back by itself
     start_now(cluster, job)
     ended(process)
