@@ -25,6 +25,9 @@ SLACK = 2.0
 STACKED = 0.5
 """A run's step in a stack, of one alone: what its own tensors take is shared or small."""
 
+EVALUATED = 20
+"""One evaluation of a run, in its steps: a guess that keeps packs of short runs from being taken for nothing."""
+
 PACK_HOURS = 48
 """Runs on GPUs share a pack until they are expected to take longer: few jobs, and none whose runs wait for a week."""
 
@@ -37,7 +40,8 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
 
     With GPUs, which the site names, minutes are `SLACK` times the estimate of the pack's runs, one after another, and
     memory is that of reading the largest model and of saving its state. Without, a study says how long all its runs
-    take and what a pack may hold; a pack's share of the time is that of its steps, where one in a stack counts less.
+    take and what a pack may hold; a pack's share of the time is that of its steps, where one in a stack counts less, and
+    of its evaluations.
     What only the target `extended` trains has minutes of its own.
 
     Args:
@@ -69,11 +73,11 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
 
 
 def _work(pack: Mapping[str, Any]) -> float:
-    """Steps of a pack's runs, in those of a run alone."""
+    """Steps and evaluations of a pack's runs, in steps of a run alone."""
     alone = sum(len(stack["members"]) == 1 for stack in pack["stacks"])
     runs = len(pack["members"])
     work: float = pack["steps"] * (alone + STACKED * (runs - alone)) / runs
-    return work
+    return work + EVALUATED * runs * len(pack["evaluations"])
 
 
 def cut(
