@@ -52,10 +52,14 @@ def cpus(needs, processes=1):
     return processes * (SITE.gpu.cpus * needs["gpus"] or 1)
 
 
+# Jobs that others wait for; any other's priority is the seconds that it is expected to take.
+FIRST = 10**6
+
+
 def urgency(pack):
     """Packs whose weights others wait for go first, then the longest, so that no core idles at the end."""
     bases = {card["run"] for card in PLAN["cards"].values()}
-    ahead = 0 if bases.isdisjoint(pack["members"]) else 10**6
+    ahead = 0 if bases.isdisjoint(pack["members"]) else FIRST
     return ahead + round(60 * pack["expected_minutes"])
 
 

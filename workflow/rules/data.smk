@@ -13,6 +13,7 @@ rule fetch:
         "resources/downloads/{card}/manifest.json",
     log:
         "logs/fetch/{card}.log",
+    priority: FIRST
     localrule: True
     conda:
         "../../envs/conda.yaml"
@@ -36,6 +37,7 @@ rule prepare:
         "logs/prepare/{data}.log",
     benchmark:
         "logs/benchmarks/prepare/{data}.tsv"
+    priority: FIRST
     # Small data is prepared where Snakemake runs; the documents' own takes hours of a core.
     localrule: SCALE != "paper"
     conda:

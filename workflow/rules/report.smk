@@ -13,6 +13,7 @@ for study, entry in PLAN["studies"].items():
                 f"logs/tables/{study}-counts.log",
             benchmark:
                 f"logs/benchmarks/counts/{study}.tsv"
+            priority: 15
             localrule: True
             conda:
                 "../../envs/conda.yaml"
