@@ -40,9 +40,8 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
 
     With GPUs, which the site names, minutes are `SLACK` times the estimate of the pack's runs, one after another, and
     memory is that of reading the largest model and of saving its state. Without, a study says how long all its runs
-    take and what a pack may hold; a pack's share of the time is that of its steps, where one in a stack counts less, and
-    of its evaluations.
-    What only the target `extended` trains has minutes of its own.
+    take and what a pack may hold; a pack's share of the time is that of its evaluations and its steps, where one in a
+    stack counts less. What only the target `extended` trains has minutes of its own.
 
     Args:
         plan: of `lowrank.planning`.
