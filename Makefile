@@ -18,7 +18,7 @@ RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_WAIT_POLICY=PASSIVE
 TARGET ?= all
 
 main: $(READY) ## all studies at laptop scale, then the report (default)
-	@echo "All studies at laptop scale: 4 to 9 minutes for each on 2 cores, nothing for what is there already. The first"
+	@echo "All studies at laptop scale: about 3 minutes for each on 2 cores, nothing for what is there already. The first"
 	@echo "call downloads what the cards in resources/cards name, up to 0.2 GB, into resources/downloads."
 	@$(RUN) snakemake --cores all --quiet host reason -- $(TARGET)
 	@echo "Report: $(CURDIR)/reports/index.html"
