@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lowrank.errors import ConfigError
-from lowrank.needs import LEAST_MINUTES, add_needs
+from lowrank.needs import EVALUATED, LEAST_MINUTES, add_needs
 from lowrank.settings import Settings
 from lowrank.site import EXAMPLE, PREEMPTIBLE_ATTEMPTS, Site, demand, read_site
 from lowrank.study import Extended, ScaleSpec
@@ -99,6 +99,7 @@ def pack(steps: int, *owners: str, extended: bool = False, stacks: tuple[int, ..
         "extended": extended,
         "members": [run for stack in members for run in stack],
         "stacks": [{"members": stack} for stack in members],
+        "evaluations": {},
     }
 
 
@@ -118,6 +119,13 @@ def test_a_step_in_a_stack_counts_half() -> None:
     packs = {"alone": pack(400, "one", stacks=(1, 1, 1, 1)), "some": pack(400, "one", stacks=(3, 1))}
     found = add_needs({"packs": packs}, {"one": scale(130)})["packs"]
     assert [found[name]["expected_minutes"] for name in packs] == [80, 50]
+
+
+def test_an_evaluation_of_a_run_counts_as_steps() -> None:
+    packs = {"scored": pack(0, "one", stacks=(1, 1)), "trained": pack(2 * EVALUATED, "one")}
+    packs["scored"]["evaluations"] = {"test": "data"}
+    found = add_needs({"packs": packs}, {"one": scale(60)})["packs"]
+    assert [found[name]["expected_minutes"] for name in packs] == [30, 30]
 
 
 def test_what_only_extended_trains_has_minutes_of_its_own() -> None:
