@@ -123,6 +123,7 @@ def tables(plan: dict[str, Any], study: str, counted: bool = False) -> None:
     """Writes everything that is computed from a study's runs, or the tables that no run enters."""
     from lowrank.collect import collect
     from lowrank.report.build import build_study, count_study
+    from lowrank.report.opened import open_study
 
     out = STUDIES / study
     if counted:
@@ -131,7 +132,7 @@ def tables(plan: dict[str, Any], study: str, counted: bool = False) -> None:
     collect(plan, study, out / "runs.csv")
     (out / MANIFEST).unlink(missing_ok=True)
     asked = {entry["labels"][study]: name for name, entry in plan["evaluations"].items() if study in entry["labels"]}
-    build_study(study, _views(study), out / "runs.csv", out, plan["scale"], asked=asked)
+    build_study(open_study(study, _views(study), out / "runs.csv", out, plan["scale"], asked=asked))
     seal(out, {"study": study, "scale": plan["scale"]})
 
 

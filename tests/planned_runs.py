@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from lowrank.planning import make_plan
-from lowrank.report.build import open_study
 from lowrank.report.context import Context
+from lowrank.report.opened import open_study
 from lowrank.report.views import parse_views
 from lowrank.study import load_study
 

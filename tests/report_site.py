@@ -11,6 +11,7 @@ from typing import Any
 
 from lowrank.files import write_json
 from lowrank.report.build import build_study
+from lowrank.report.opened import open_study
 from lowrank.report.page import render_study
 from lowrank.report.site import render_index
 from lowrank.report.views import parse_views
@@ -38,7 +39,7 @@ def build_site(root: Path) -> Path:
         first / "manifest.json", {"files": {"spec.json": "ab" * 32}, "provenance": {"threads": 1}, "code": "c0de"}
     )
     views = parse_views(read_yaml(STUDIES / "lr_ratio.yaml"), "lr_ratio")
-    build_study("lr_ratio", views, csv, folder, "laptop", runs=runs)
+    build_study(open_study("lr_ratio", views, csv, folder, "laptop", runs=runs))
     render_study("lr_ratio", folder, root / "reports" / "lr_ratio.html", "laptop", runs=runs)
     render_index(["lr_ratio"], folder.parent, root / "reports" / "index.html", "laptop", results=root / "results")
     return root

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from lowrank.report.build import open_study
 from lowrank.report.context import Context
+from lowrank.report.opened import open_study
 from lowrank.report.verdicts import decide
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES, load_study, points

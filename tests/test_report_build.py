@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from lowrank.errors import ConfigError, IntegrityError
-from lowrank.report.build import build_study, open_study, verdicts
+from lowrank.report.build import build_study, verdicts
 from lowrank.report.figures import lines
 from lowrank.report.kinds import Lines
+from lowrank.report.opened import open_study
 from lowrank.report.style import SERIES, looks, svg
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES
@@ -38,7 +39,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     runs = make_runs(pairs=LAPTOP_PAIRS, long=False)
     csv = write_runs(runs, folder, folder / "runs")
-    record = build_study("lr_ratio", views(), csv, folder, "laptop", runs=folder / "runs")
+    record = build_study(open_study("lr_ratio", views(), csv, folder, "laptop", runs=folder / "runs"))
     return folder, record
 
 
@@ -228,9 +229,8 @@ def test_an_unknown_column_is_named(tmp_path):
 
 def test_a_run_without_its_history_is_found_out(tmp_path):
     csv = write_runs(make_runs(seeds=(0,), pairs={}, long=False), tmp_path)
-    study = views()
     with pytest.raises(IntegrityError, match=r"history\.parquet: no such file"):
-        build_study("lr_ratio", study, csv, tmp_path, "laptop", runs=tmp_path / "runs")
+        build_study(open_study("lr_ratio", views(), csv, tmp_path, "laptop", runs=tmp_path / "runs"))
 
 
 def test_coverage_says_what_was_dropped(built):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lowrank.report.build import open_study
 from lowrank.report.checks import combine
+from lowrank.report.opened import open_study
 from lowrank.report.verdicts import Finding
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES

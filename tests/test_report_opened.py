@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lowrank.report.build import count_study, open_study
-from lowrank.report.opened import read_table
+from lowrank.report.build import count_study
+from lowrank.report.opened import open_study, read_table
 from lowrank.report.views import parse_views
 from tests.report_runs import make_runs, write_runs
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from lowrank.errors import ConfigError
-from lowrank.report.build import open_study
 from lowrank.report.context import Context
+from lowrank.report.opened import open_study
 from lowrank.report.views import parse_views
 from lowrank.sizing import sizes
 from lowrank.train.history import write_history

@@ -3,9 +3,9 @@
 import pytest
 
 from lowrank.errors import ConfigError
-from lowrank.report.build import open_study
 from lowrank.report.kinds import CellRef
 from lowrank.report.ledger import Ledger
+from lowrank.report.opened import open_study
 from lowrank.report.verdicts import find_row, published
 from lowrank.report.views import parse_views
 from lowrank.strict import parse

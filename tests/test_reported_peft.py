@@ -12,8 +12,8 @@ import pytest
 from lowrank.cards import data_card, model_card
 from lowrank.collect import shown
 from lowrank.registry import protocol
-from lowrank.report.build import open_study
 from lowrank.report.context import Context
+from lowrank.report.opened import open_study
 from lowrank.report.verdicts import decide
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES, load_study, points

@@ -9,7 +9,7 @@ import pytest
 
 from lowrank.collect import collect
 from lowrank.planning import make_plan
-from lowrank.report.build import open_study
+from lowrank.report.opened import open_study
 from lowrank.report.verdicts import decide
 from lowrank.report.views import parse_views
 from lowrank.study import STUDIES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,8 @@ from lowrank.report.export import write_results
 from lowrank.report.frame import state
 from lowrank.report.html import table_fragment
 from lowrank.report.kinds import Summary
-from lowrank.report.ledger import REPORTED, Ledger
-from lowrank.report.opened import RUNS, open_study
+from lowrank.report.ledger import Ledger
+from lowrank.report.opened import RUNS
 from lowrank.report.seeds import left_out, spread
 from lowrank.report.verdicts import VERDICTS, decide
 from lowrank.report.views import Views
@@ -55,30 +54,11 @@ def count_study(study: str, views: Views, out: Path) -> None:
         _write(context.table(name), out, name)
 
 
-def build_study(
-    study: str,
-    views: Views,
-    runs_csv: Path,
-    out: Path,
-    scale: str,
-    *,
-    reported: Path = REPORTED,
-    runs: Path = RUNS,
-    asked: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
+def build_study(context: Context) -> dict[str, Any]:
     """Writes every table (`.csv`, `.html`), figure (`.svg`, `.png`) and `claims.json` of a study.
 
-    A table that `count_study` wrote is read.
-
     Args:
-        study: its name.
-        views: from `parse_views`.
-        runs_csv: one row per run.
-        out: the folder to write to.
-        scale: smoke, laptop or paper.
-        reported: where the published numbers lie.
-        runs: where run folders lie.
-        asked: label of an evaluation -> its id.
+        context: the study, opened; a table that it holds already is not computed again.
 
     Returns:
         What `claims.json` holds.
@@ -87,15 +67,14 @@ def build_study(
         ConfigError: a view names a column that is not there.
         IntegrityError: a file of the runs is missing.
     """
-    counted = [name for name in views.counted() if (out / f"{name}.csv").is_file()]
-    context = open_study(study, views, runs_csv, out, scale, reported=reported, runs=runs, asked=asked, written=counted)
+    views, out, written = context.views, context.out, set(context.tables)
     for name, view in views.tables.items():
         frame = context.table(name)
-        if name not in counted:
+        if name not in written:
             _write(frame, out, name)
         write_text(out / f"{name}.html", table_fragment(frame, view, views.columns()))
         if isinstance(view, Summary) and view.results_json:
-            write_results(context.runs, view.by, runs, out)
+            write_results(context.runs, view.by, context.run_folders, out)
     for name in views.figures:
         style.save(context.draw(name), out / name)
     record = verdicts(context)

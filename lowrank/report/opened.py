@@ -25,7 +25,7 @@ def open_study(
     reported: Path = REPORTED,
     runs: Path = RUNS,
     asked: Mapping[str, str] | None = None,
-    written: Iterable[str] = (),
+    written: Iterable[str] | None = None,
 ) -> Context:
     """Reads what a study's views are computed from.
 
@@ -38,8 +38,10 @@ def open_study(
         reported: where the published numbers lie.
         runs: where run folders lie.
         asked: label of an evaluation -> its id.
-        written: tables that are read from `out`, not computed.
+        written: tables that are read from `out`, not computed; where None, those that `count_study` wrote there.
     """
+    if written is None:
+        written = [name for name in views.counted() if (out / f"{name}.csv").is_file()]
     tables = {name: read_table(out / f"{name}.csv") for name in written}
     ledger = load_ledger(study, reported)
     return Context(study, scale, views, ledger, read_runs(runs_csv), runs, out, tables, asked or {})
