@@ -1,20 +1,50 @@
-"""A question about a run, for caches: many runs ask the same."""
+"""Questions that shapes alone decide, each asked once: the file keeps what the committed studies ask.
+
+Whether a chain works on a model, whether its runs can be stacked, what they hold and compute: an answer needs the
+model's class and up to two seconds, a plan hundreds of them. `python -m lowrank.forecasts` writes the file; a question
+that is not in it is answered when it is asked.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
 
+from lowrank.cards import model_card
+from lowrank.files import REPOSITORY, read_json
 from lowrank.spec import RunSpec
 
+FILE = REPOSITORY / "resources" / "forecasts.json"
 
-@dataclass(frozen=True)
-class Asked:
-    """A question that a cache knows again by its text.
+ASKED: set[str] = set()
+"""Every question of this process."""
 
-    Attributes:
-        text: all that decides the answer.
-        spec: a run that asks it.
+
+@functools.cache
+def answers() -> dict[str, Any]:
+    """Question, by its hash, to answer: those of the file, then those that this process found."""
+    known: dict[str, Any] = read_json(FILE) if FILE.is_file() else {}
+    return known
+
+
+def answer(question: str, find: Callable[[], Any]) -> Any:
+    """The answer to a question, looked up or found now.
+
+    Args:
+        question: all that decides the answer, as text.
+        find: gives the answer as plain JSON values; what it raises is no answer.
     """
+    key = hashlib.sha256(question.encode()).hexdigest()[:16]
+    ASKED.add(key)
+    known = answers()
+    if key not in known:
+        known[key] = find()
+    return known[key]
 
-    text: str
-    spec: RunSpec = field(compare=False)
+
+def shape(spec: RunSpec, labels: int) -> dict[str, Any]:
+    """What decides the shapes of a run's model: how it is cut, its card's configuration, its task and its labels."""
+    plain = spec.model.model_dump(mode="json", exclude_defaults=True)
+    return {"task": spec.task, "model": plain, "config": model_card(spec.model.card).config, "labels": labels}

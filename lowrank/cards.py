@@ -184,9 +184,8 @@ def tokenizer_card(card: ModelCard) -> ModelCard:
 
 def _read(record: type[_Kind], folder: Literal["data", "models"], name: str) -> _Kind:
     file = CARDS / folder / f"{name}.yaml"
-    known = card_names(folder)
-    if name not in known:
-        raise ConfigError(f"unknown {folder.removesuffix('s')} card {name!r}{suggest(name, known)}")
+    if not file.is_file():
+        raise ConfigError(f"unknown {folder.removesuffix('s')} card {name!r}{suggest(name, card_names(folder))}")
     card: _Kind = record_once(record, file, file.stat().st_mtime_ns, str(file))
     if card.name != name:
         raise ConfigError(f"{file}: name {card.name!r} is not the file's name; allowed: {name}")

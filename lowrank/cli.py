@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -45,9 +46,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="write the plan as JSON here")] = None,
     runs: Annotated[bool, typer.Option("--runs", help="on GPUs: what each run takes, in place of each study")] = False,
     model: Annotated[str | None, typer.Option(help="a model card: say what --method on it needs instead")] = None,
-    method: Annotated[
-        str, typer.Option(help="a chain such as nf4+lora, or YAML: [nf4, {part: lora, rank: 64}]")
-    ] = "full",
+    method: Annotated[str, typer.Option(help="a chain: nf4+lora, or YAML: [nf4, {part: lora, rank: 64}]")] = "full",
     task: Annotated[str | None, typer.Option(help="classification, causal_lm or masked_lm")] = None,
     dtype: Annotated[str | None, typer.Option(help="type of the base weights")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="examples of a step")] = None,
@@ -59,6 +58,7 @@ def plan(
 
         print(sizes(model, method, task=task, dtype=dtype, batch_size=batch_size, tokens=tokens))
         return
+    gc.disable()  # nothing is let go before the process ends
     from lowrank.planning import make_plan
     from lowrank.study import studies as known
 

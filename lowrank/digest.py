@@ -12,6 +12,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from lowrank import registry
 from lowrank.files import REPOSITORY
@@ -32,7 +33,7 @@ def code_digest(entries: Iterable[str]) -> str:
     """
     sha = hashlib.sha256()
     for module in sorted(closure(entries)):
-        sha.update(f"{module}\n{_stripped_source(_path(module))}\n".encode())
+        sha.update(f"{module} {_source(PACKAGE, module).sha256}\n".encode())
     return sha.hexdigest()[:12]
 
 
@@ -99,40 +100,37 @@ def closure(entries: Iterable[str]) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        pending += [other for other in _imports(_path(name)) if other not in INERT]
+        pending += _source(PACKAGE, name).imports - INERT
     return found
 
 
-def _path(module: str) -> Path:
-    inside = PACKAGE.joinpath(*module.split(".")[1:])
-    return inside / "__init__.py" if inside.is_dir() else inside.with_suffix(".py")
+class _Source(NamedTuple):
+    """What a digest needs of a module."""
 
-
-def _is_module(name: str) -> bool:
-    return name.split(".")[0] == PACKAGE.name and _path(name).is_file()
-
-
-@functools.cache
-def _imports(path: Path) -> frozenset[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return frozenset(name for name in found if _is_module(name))
+    imports: frozenset[str]
+    sha256: str
+    """Of its code without comments, docstrings and formatting."""
 
 
 @functools.cache
-def _stripped_source(path: Path) -> str:
-    """The source without comments, docstrings and formatting."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def _source(package: Path, module: str) -> _Source:
+    tree = ast.parse(_path(package, module).read_text(encoding="utf-8"))
+    imports: set[str] = set()
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        node.body = [statement for statement in node.body if not _is_bare_string(statement)] or [ast.Pass()]
-    return ast.unparse(tree)
+        if isinstance(node, ast.Import):
+            imports.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            imports.add(node.module)
+            imports.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_bare_string(statement)] or [ast.Pass()]
+    own = frozenset(name for name in imports if name.split(".")[0] == package.name and _path(package, name).is_file())
+    return _Source(own, hashlib.sha256(ast.unparse(tree).encode()).hexdigest())
+
+
+def _path(package: Path, module: str) -> Path:
+    inside = package.joinpath(*module.split(".")[1:])
+    return inside / "__init__.py" if inside.is_dir() else inside.with_suffix(".py")
 
 
 def _is_bare_string(statement: ast.stmt) -> bool:

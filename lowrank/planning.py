@@ -8,6 +8,7 @@ from typing import Any
 
 from lowrank import cards
 from lowrank.cards import Card, DataCard, ModelCard, data_card, model_card, prepared_id, run_pins, run_spec
+from lowrank.checks import check
 from lowrank.collect import shown
 from lowrank.digest import code_digest, evaluate_digest, protocol_digest, report_digests, train_digest
 from lowrank.errors import ConfigError
@@ -19,9 +20,7 @@ from lowrank.report.views import parse_views
 from lowrank.sources import TrainedSource
 from lowrank.spec import HASH_DIGITS, DataSpec, EvalSpec, RunSpec, eval_id, run_id
 from lowrank.stacks import Room, planned
-from lowrank.strict import parse
 from lowrank.study import evaluations, load_study, points
-from lowrank.train.checks import Checks
 
 PLAN_PARTS = ("scale", "studies", "runs", "packs", "data", "cards", "evaluations")
 
@@ -37,7 +36,7 @@ class Planner:
         self.data: dict[str, dict[str, Any]] = {}
         self.cards: dict[str, dict[str, Any]] = {}
         self.evaluations: dict[str, dict[str, Any]] = {}
-        self._checks = Checks()
+        self._specs: dict[str, RunSpec] = {}
         self._digests: dict[str, dict[str, str]] = {}
 
     def plan(self) -> dict[str, Any]:
@@ -91,12 +90,13 @@ class Planner:
             ConfigError: an unknown card, or a chain that cannot work on the model or share out the batches.
         """
         model, data = model_card(spec.model.card), data_card(spec.data.card)
-        self._checks.check(spec, model, data)
+        check(spec, model, data)
         if isinstance(model.source, TrainedSource):
             self._add_card(model, self.add_run(run_spec(model), owner, keep_weights=True, extended=extended))
         pins = run_pins(model, data)
         run = run_id(spec, pins)
         if run not in self.runs:
+            self._specs[run] = spec
             self.runs[run] = {
                 "spec": spec.dump(),
                 "pins": pins,
@@ -148,7 +148,7 @@ class Planner:
         free = {run: entry for run, entry in self.runs.items() if owner in entry["owners"] and "pack" not in entry}
         for key, runs in alike(free, set(axes), only).items():
             digest = hashlib.sha256(key.encode()).hexdigest()[:HASH_DIGITS]
-            specs = {run: parse(RunSpec, free[run]["spec"], run) for run in runs}
+            specs = {run: self._specs[run] for run in runs}
             ranks = processes([spec.train for spec in specs.values()], most)
             most_runs = 1 if free[runs[0]]["extended"] else size  # the largest models: days for each run
             asked = [spec for label, spec in evaluations.items() if set(only.get(label, runs)) & set(runs)]
@@ -190,7 +190,7 @@ class Planner:
             return
         scoring = sorted(self.evaluations[name]["code"] for name in pack["evaluations"])
         for run in pack["members"]:
-            own = self._code(parse(RunSpec, self.runs[run]["spec"], pack["name"]))
+            own = self._code(self._specs[run])
             self.runs[run]["code"] = digest([own["code"], own["evaluate_code"], *scoring])
         pack["code"] = joint([self.runs[run]["code"] for run in pack["members"]])
 

@@ -74,15 +74,20 @@ def _all(homes: tuple[str, ...], noun: str) -> dict[str, Any]:
 
 
 def _one(homes: tuple[str, ...], noun: str, name: object) -> Any:
+    found = _named(homes, noun, name) if isinstance(name, str) else None
+    if found is None:
+        raise ConfigError(f"unknown {noun} {name!r}{suggest(name, _all(homes, noun))}")
+    return found
+
+
+@functools.cache
+def _named(homes: tuple[str, ...], noun: str, name: str) -> Any:
     for home in homes:
-        if isinstance(name, str) and name.isidentifier() and importlib.util.find_spec(f"{home}.{name}"):
+        if name.isidentifier() and importlib.util.find_spec(f"{home}.{name}"):
             found = _defined_in(f"{home}.{name}")
             if name in found:
                 return found[name]
-    known = _all(homes, noun)
-    if not isinstance(name, str) or name not in known:
-        raise ConfigError(f"unknown {noun} {name!r}{suggest(name, known)}")
-    return known[name]
+    return _all(homes, noun).get(name)
 
 
 def _defined_in(module: str) -> dict[str, Any]:

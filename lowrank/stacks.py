@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from lowrank.asked import Asked
+from lowrank.asked import answer, shape
 from lowrank.cards import data_card, model_card
 from lowrank.errors import ConfigError
 from lowrank.files import canonical_json
@@ -99,24 +99,18 @@ def refusal(spec: RunSpec, labels: int) -> str | None:
         return "no steps"
     if spec.train.observe:
         return f"observers look at one run: {', '.join(spec.train.observe)}"
-    plain = spec.dump()
-    return _refusal(Asked(canonical_json([plain["model"], plain["chain"], spec.task, labels]), spec), labels)
+    question = {"asked": "stack", **shape(spec, labels), "chain": spec.dump()["chain"]}
+    said: str | None = answer(canonical_json(question), functools.partial(_refusal, spec, labels))
+    return said
 
 
-@functools.lru_cache(maxsize=256)
-def _refusal(asked: Asked, labels: int) -> str | None:
-    spec = asked.spec
+def _refusal(spec: RunSpec, labels: int) -> str | None:
     chains = [Chain.build(spec.chain).attach(skeleton(spec.model, spec.task, labels)) for _ in range(2)]
     try:
         StackedChain(chains[0], chains[1:])
     except ConfigError as error:
         return str(error)
     return None
-
-
-@functools.lru_cache(maxsize=256)
-def _footprint(asked: Asked, labels: int) -> Footprint:
-    return footprint(asked.spec, labels)
 
 
 def _shared(spec: RunSpec) -> str:
@@ -191,7 +185,7 @@ def by_tokens(tokens: int) -> int:
 
 
 def _foot(spec: RunSpec, labels: int) -> Footprint:
-    plain, train = spec.dump(), spec.train
-    sizes = [train.micro_batch_size or train.batch_size, train.precision, tokens_a_row(spec)]
-    asked = canonical_json([plain["model"], plain["chain"], spec.task, labels, spec.data.image_size, *sizes])
-    return _footprint(Asked(asked, spec), labels)
+    train = spec.train
+    sizes = [train.micro_batch_size or train.batch_size, train.precision, tokens_a_row(spec), spec.data.image_size]
+    question = {"asked": "footprint", **shape(spec, labels), "chain": spec.dump()["chain"], "sizes": sizes}
+    return Footprint(**answer(canonical_json(question), lambda: asdict(footprint(spec, labels))))

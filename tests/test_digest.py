@@ -38,8 +38,7 @@ def edit(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    digest._imports.cache_clear()
-    digest._stripped_source.cache_clear()
+    digest._source.cache_clear()
 
 
 def digests():

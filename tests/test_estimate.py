@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from lowrank import costs, needs
+from lowrank.asked import FILE
 from lowrank.cards import data_card
 from lowrank.errors import ConfigError
 from lowrank.estimate import estimate, fits, refuse_what_does_not_fit, split_rows, steps_of
-from lowrank.forecasts import FILE, forecast_of, question
+from lowrank.forecasts import forecast_of, question
 from lowrank.gpus import GPUS, USABLE, GpuFacts
 from lowrank.measure.forecast import forecast
 from lowrank.measure.tally import flops

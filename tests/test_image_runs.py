@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lowrank.cards import data_card, model_card
+from lowrank.checks import check
 from lowrank.errors import ConfigError
 from lowrank.files import read_json
 from lowrank.measure import counts
@@ -16,7 +17,6 @@ from lowrank.models.load import load_model, skeleton
 from lowrank.planning import Planner
 from lowrank.signals import StopFlag
 from lowrank.spec import EvalSpec, ModelSpec, RunSpec
-from lowrank.train.checks import Checks
 from lowrank.train.pack import train_pack
 from tests.training_lab import history, manifest, member, pack_of, prepared, weights
 
@@ -94,7 +94,7 @@ def test_a_head_may_have_more_outputs_than_the_data_has_labels() -> None:
 def test_images_are_refused_where_the_model_reads_text() -> None:
     spec = spec_of("full", model={"card": "smoke_bert"})
     with pytest.raises(ConfigError, match=r"^data card 'smoke_shapes' holds images, which model card 'smoke_bert'"):
-        Checks().check(spec, model_card("smoke_bert"), data_card("smoke_shapes"))
+        check(spec, model_card("smoke_bert"), data_card("smoke_shapes"))
 
 
 def test_images_are_prepared_without_any_model() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from lowrank import plan
+from lowrank import asked, plan
 from lowrank.errors import ConfigError
+from lowrank.files import read_json
 from lowrank.planning import Planner, make_plan
 from lowrank.spec import EvalSpec, RunSpec
 from lowrank.study import SCALES, Scale, studies
@@ -180,13 +181,26 @@ def test_a_plan_for_a_person() -> None:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_all_studies_together_are_planned(scale: Scale) -> None:
+def test_all_studies_together_are_planned(scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
     """They share runs, packs and evaluations, so each alone says little of all of them."""
+    known = read_json(asked.FILE)
+    monkeypatch.setattr(asked, "answers", lambda: known)
     made = make_plan(scale, studies())
+    assert known == read_json(asked.FILE), "no model is built for it; `python -m lowrank.forecasts` adds what is new"
     assert set(made["studies"]) == set(studies())
     assert all(made["studies"][study]["runs"] for study in studies())
     members = [run for pack in made["packs"].values() for run in pack["members"]]
     assert sorted(members) == sorted(made["runs"])
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop"])
+def test_the_committed_answers_are_those_of_this_code(scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of paper scale, whose answers take minutes, `test_estimate.py` asks a sample."""
+    found: dict[str, object] = {}
+    monkeypatch.setattr(asked, "answers", lambda: found)
+    make_plan(scale, studies())
+    committed = read_json(asked.FILE)
+    assert found == {key: committed.get(key) for key in found}, "`python -m lowrank.forecasts --all` asks anew"
 
 
 def test_the_target_extended_shares_no_pack_with_all() -> None:

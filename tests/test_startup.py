@@ -57,6 +57,13 @@ def test_planning_and_fetching_pay_for_less() -> None:
     assert "torch" not in loaded("import lowrank.cli, lowrank.plan, lowrank.data.fetch")
 
 
+def test_a_plan_of_the_committed_studies_builds_no_model() -> None:
+    code = "from lowrank.planning import make_plan\nfrom lowrank.study import studies\nmake_plan('laptop', studies())"
+    found = loaded(code)
+    assert "lowrank.trainer.protocols.hf_trainer" in found
+    assert not {name.split(".")[0] for name in found} & HEAVY
+
+
 def test_collections_pass_over_what_a_models_class_imports() -> None:
     """PeakMemory collects before each measurement; a fifth of a second of it went into looking at imports."""
     code = (

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from lowrank.errors import ConfigError
 from lowrank.methods.layer_kinds import kind_of
@@ -73,6 +72,8 @@ def family_of(model: nn.Module, where: str) -> Family:
             f"{where}: chunk_size_feed_forward {config.chunk_size_feed_forward} hides from a layer which token is "
             "which; allowed: 0"
         )
+    from transformers.activations import ACT2FN  # loaded with the model's class, never for a plan
+
     found: dict[int, dict[str, str]] = {}
     for name in linear_names(model, head=False):
         place = "qkv" if name.endswith(FUSED) else kind_of(name)

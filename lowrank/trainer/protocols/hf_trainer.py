@@ -14,7 +14,6 @@ from lowrank.methods.chain import Chain
 from lowrank.models.load import load_run
 from lowrank.tasks import task
 from lowrank.train.loop import Loop
-from lowrank.trainer.same_run import loop_trainer
 
 
 class HfTrainer(Protocol):
@@ -67,6 +66,8 @@ class HfTrainer(Protocol):
         return [row["train_loss"] for row in loop.state.history if row["train_loss"] is not None]
 
     def _by_trainer(self, subject: Subject) -> tuple[list[float], dict[str, Any]]:
+        from lowrank.trainer.same_run import loop_trainer  # transformers' Trainer: for who trains, not who plans
+
         run, (model, chain) = subject.run, self._fresh(subject)
         with tempfile.TemporaryDirectory() as folder:
             trainer = loop_trainer(
