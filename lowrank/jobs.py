@@ -29,9 +29,6 @@ FORCED = WORK / "forced"
 BENCHMARKS = Path("logs/benchmarks")
 """Where Snakemake writes what each job took."""
 
-ACCOUNTING = Path("logs/slurm/used.txt")
-"""Where the cluster's executor writes what SLURM's accounting says of each job."""
-
 
 def fetch(card: str) -> None:
     """Fetches a model or data card."""
@@ -146,6 +143,7 @@ def page(plan: dict[str, Any], study: str) -> None:
 
 def index(plan: dict[str, Any]) -> None:
     """Renders the front page."""
+    from lowrank.accounting import RECORD
     from lowrank.report.site import render_index
     from lowrank.report.timings import of_study, timings
     from lowrank.report.used import planned_and_used
@@ -153,7 +151,7 @@ def index(plan: dict[str, Any]) -> None:
     spent = timings(plan, BENCHMARKS)
     took = {study: of_study(plan, BENCHMARKS, study) for study in plan["studies"]}
     out = REPORTS / "index.html"
-    used = planned_and_used(plan, ACCOUNTING)
+    used = planned_and_used(plan, RECORD)
     render_index(list(plan["studies"]), STUDIES, out, plan["scale"], results=RESULTS, spent=spent, took=took, used=used)
     seal_pages("index")
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lowrank.accounting import ENOUGH, Short
 from lowrank.errors import ConfigError
 from lowrank.files import REPOSITORY
 from lowrank.gpus import GpuFacts, gpu_facts
@@ -25,7 +26,7 @@ PREEMPTIBLE_ATTEMPTS = 4
 """So many attempts of a job may be pre-empted; what follows goes to the ordinary partition, so that the work ends."""
 
 MOST_MEMORY = 4
-"""A job that comes back asks for at most so many times the memory: one that only needs time comes back often."""
+"""A job asks for at most so many times the memory that is planned, however often it ran out."""
 
 EXAMPLE = REPOSITORY / "workflow" / "profiles" / "site.example.yaml"
 
@@ -101,21 +102,25 @@ def read_site(environment: Mapping[str, str] = os.environ) -> Site:
     return parse(Site, read_yaml(path) or {}, str(path))
 
 
-def demand(site: Site, needs: Mapping[str, Any], attempt: int, preemptible: bool) -> dict[str, Any]:
+def demand(
+    site: Site, needs: Mapping[str, Any], attempt: int, preemptible: bool, short: Short = ENOUGH
+) -> dict[str, Any]:
     """What a job asks the scheduler for, in the words of Snakemake's SLURM plugin.
 
-    Memory and time grow with the attempt, since running out of either is why most jobs come back.
+    Each job that ran out of memory adds what is planned once more, and each that ran out of time likewise; what else
+    ended a job raises neither.
 
     Args:
         site: the cluster.
         needs: `mem_mb`, `minutes` and `gpus` of the plan.
         attempt: counted from 1.
         preemptible: whether the first `PREEMPTIBLE_ATTEMPTS` go to the pre-emptible partition.
+        short: earlier jobs for the same work that had asked for too little.
     """
     gpus = int(needs["gpus"])
     asked: dict[str, Any] = {
-        "mem_mb": int(needs["mem_mb"]) * min(attempt, MOST_MEMORY),
-        "runtime": min(int(needs["minutes"]) * attempt, site.max_runtime_minutes),
+        "mem_mb": int(needs["mem_mb"]) * min(1 + len(short.memory), MOST_MEMORY),
+        "runtime": min(int(needs["minutes"]) * (1 + len(short.time)), site.max_runtime_minutes),
         "slurm_account": site.account,
         "slurm_partition": site.gpu.partition if gpus else site.partition,
         "qos": site.qos,

@@ -8,7 +8,8 @@ It submits and cancels as `snakemake-executor-plugin-slurm` does, and differs in
 - A job that was pre-empted or lost its node may come back by itself; one that does not is a failure after
   `GRACE_S`, as is one that the controller lost. The stock plugin waits for ever.
 - Jobs are asked after at a steady interval. The stock plugin's grows to three minutes, which every retry pays.
-- What the accounting says of a job that ended is recorded, for the report.
+- What the accounting says of a job that ended is recorded, for the report and for the next attempt: the rules ask for
+  more memory or time where the record says that there was too little. A job that does is announced with its cause.
 - It refuses to start beside jobs of an earlier call in the same folder, which would write the same files.
 
 Snakemake finds it by the name of this package: `executor: lowrank-slurm`.
@@ -27,14 +28,16 @@ from snakemake_executor_plugin_slurm import Executor as SlurmExecutor
 from snakemake_executor_plugin_slurm import ExecutorSettings, common_settings
 from snakemake_interface_common.exceptions import WorkflowError
 
+from lowrank.accounting import Short, job_name, ran_short, record
+from lowrank.site import read_site
 from snakemake_executor_plugin_lowrank_slurm.watching import (
     CONTROLLER,
     EARLIER,
     accounting,
+    bare,
     earlier_jobs,
     has_ended,
     judge,
-    record,
     states,
     told,
     usage,
@@ -71,6 +74,13 @@ class Executor(SlurmExecutor):  # type: ignore[misc]  # the plugin has no types
                 f"scancel {numbers}"
             )
 
+    def run_job_pre(self, job: Any) -> None:
+        """Announces a job; says so where it asks for more than the plan does, and why."""
+        super().run_job_pre(job)
+        if any(short := _short(job)):
+            asked = f"{job.resources.mem_mb} MB and {job.resources.runtime} minutes"
+            self.logger.info(f"Job {job.jobid} ({_name(job)}) asks for {asked}, since of its earlier jobs {short}.")
+
     async def check_active_jobs(self, active_jobs: list[Any]) -> AsyncGenerator[Any, None]:
         """Reports what ended; yields what is still to be watched."""
         self.next_seconds_between_status_checks = self.workflow.executor_settings.init_seconds_before_status_checks
@@ -84,22 +94,27 @@ class Executor(SlurmExecutor):  # type: ignore[misc]  # the plugin has no types
             if found is None:
                 yield job
                 continue
-            await self._record(job)
+            await self._record(job, state)
             if found == "":
                 self._forget_log(job)
                 self.report_job_success(job)
             else:
                 logs = [str(log)] if (log := job.aux.get("slurm_logfile")) else []
-                self.report_job_error(job, msg=f"SLURM job {job.external_jobid}: {found}", aux_logs=logs)
+                why = f" ({short})" if any(short := _short(job.job)) else ""
+                self.report_job_error(job, msg=f"SLURM job {job.external_jobid}: {found}{why}. ", aux_logs=logs)
 
-    async def _record(self, job: Any) -> None:
-        """Notes what the accounting says of a job that ended; nothing where it does not answer."""
+    async def _record(self, job: Any, state: str) -> None:
+        """Notes what the accounting says of a job that ended; only how it ended where it does not answer."""
+        known = bare(job.external_jobid, state)
         for _ in range(RECORD_TRIES):
             printed = await _ask(usage(job.external_jobid))
-            if printed is None or has_ended(printed):
+            if printed is None:
+                break
+            if has_ended(printed):
+                known = printed
                 break
             await asyncio.sleep(1)  # the accounting hears of the end a little later than the controller
-        record(job.job.name, printed or "")
+        record(_name(job.job), known)
 
     async def _states(self, jobs: list[str]) -> dict[str, str] | None:
         """Job -> state; None where neither the controller nor the accounting answered."""
@@ -132,6 +147,14 @@ class Executor(SlurmExecutor):  # type: ignore[misc]  # the plugin has no types
         log = job.aux.get("slurm_logfile")
         if log is not None and not self.workflow.executor_settings.keep_successful_logs:
             log.unlink(missing_ok=True)
+
+
+def _name(job: Any) -> str:
+    return job_name(job.name, () if job.is_group() else job.wildcards)
+
+
+def _short(job: Any) -> Short:
+    return ran_short(_name(job), read_site().warn_seconds)
 
 
 async def _ask(command: list[str]) -> str | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from datetime import datetime, timedelta
-from pathlib import Path
+
+from lowrank.accounting import COLUMNS
 
 CONTROLLER = ["squeue", "--noheader", "--states=all", "--format=%A|%T", "--name"]
 """Completed by the name that all jobs of one call of Snakemake bear."""
@@ -31,11 +32,11 @@ FAILED = {
     "LAUNCH_FAILED": "it could not be launched",
     LOST: "the controller does not know it, and the accounting knows of no end; it is submitted again",
     "NODE_FAIL": "its node failed and it was not requeued",
-    "OUT_OF_MEMORY": "it used more memory than it had asked for; the next attempt asks for more",
-    "PREEMPTED": "it was pre-empted and not requeued; the next attempt goes on from its checkpoint",
+    "OUT_OF_MEMORY": "it used more memory than it had asked for",
+    "PREEMPTED": "it was pre-empted and not requeued",
     "REQUEUED": "it was requeued and did not come back",
     "REVOKED": "it was revoked",
-    "TIMEOUT": "it reached its time limit; the next attempt has more and goes on from its checkpoint",
+    "TIMEOUT": "it reached its time limit",
 }
 
 
@@ -46,16 +47,9 @@ def accounting(jobs: list[str]) -> list[str]:
     return ["sacct", "-X", "--parsable2", "--noheader", "--format=JobIDRaw,State", *wanted]
 
 
-USAGE = ("JobIDRaw", "State", "ElapsedRaw", "TimelimitRaw", "ReqMem", "MaxRSS", "AllocTRES")
-"""What the accounting is asked of a job that ended; the step with the highest MaxRSS says what it really held."""
-
-RECORD = Path("logs/slurm/used.txt")
-"""Rule and `USAGE` of each job that ended and of its steps, one a line; the report sets it beside the plan."""
-
-
 def usage(job: str) -> list[str]:
     """The command that asks the accounting what a job used."""
-    return ["sacct", "--parsable2", "--noheader", f"--format={','.join(USAGE)}", "--jobs", job]
+    return ["sacct", "--parsable2", "--noheader", f"--format={','.join(COLUMNS)}", "--jobs", job]
 
 
 def has_ended(printed: str) -> bool:
@@ -68,11 +62,9 @@ def _is_end(state: str) -> bool:
     return state == "COMPLETED" or state in FAILED
 
 
-def record(rule: str, printed: str, file: Path = RECORD) -> None:
-    """Appends what the accounting printed of a job."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as lines:
-        lines.writelines(f"{rule}|{line.strip()}\n" for line in printed.splitlines() if line.strip())
+def bare(job: str, state: str) -> str:
+    """What is recorded where only the controller answered: a job's end, and nothing of what it used."""
+    return "|".join([job, state, *[""] * (len(COLUMNS) - 2)])
 
 
 def states(printed: str) -> dict[str, str]:

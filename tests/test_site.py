@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lowrank.accounting import Short
 from lowrank.errors import ConfigError
 from lowrank.needs import EVALUATED, LEAST_MINUTES, add_needs
 from lowrank.settings import Settings
@@ -31,10 +32,20 @@ def test_no_site_asks_for_nothing_by_name() -> None:
     assert demand(Site(), NEEDS, 1, False) == {"mem_mb": 1000, "runtime": 30, "slurm_extra": "--signal=TERM@120"}
 
 
-def test_memory_and_time_grow_with_the_attempt_up_to_what_the_site_allows() -> None:
-    asked = [demand(Site(max_runtime_minutes=50), NEEDS, attempt, False) for attempt in (1, 2, 3, 4, 9)]
-    assert [a["mem_mb"] for a in asked] == [1000, 2000, 3000, 4000, 4000], "what only needs time comes back often"
-    assert [a["runtime"] for a in asked] == [30, 50, 50, 50, 50]
+def test_memory_and_time_grow_each_with_what_was_too_little_up_to_what_the_site_allows() -> None:
+    def asked(attempt: int, **short: int) -> tuple[int, int]:
+        jobs = Short(**{what: ("1",) * count for what, count in short.items()})
+        found = demand(Site(max_runtime_minutes=50), NEEDS, attempt, False, jobs)
+        return found["mem_mb"], found["runtime"]
+
+    assert [asked(attempt) for attempt in (1, 2, 9)] == [(1000, 30)] * 3, "coming back is no cause"
+    assert [asked(count + 1, memory=count) for count in (1, 2, 3, 4, 9)] == [
+        (2000, 30),
+        (3000, 30),
+        *[(4000, 30)] * 3,
+    ]
+    assert [asked(count + 1, time=count) for count in (1, 2)] == [(1000, 50)] * 2
+    assert asked(3, memory=1, time=1) == (2000, 50)
 
 
 @pytest.mark.parametrize(("minutes", "jobs"), [(0.5, 1), (50, 1), (51, 2), (288 * 60, 346)])

@@ -85,6 +85,16 @@ def one_run(done: Site) -> str:
     return f"results/runs/{run}/manifest.json"
 
 
+PLANNED = "1000M|10"
+"""Memory and minutes that a pack of the smoke scale asks for."""
+
+
+def asked(site: Site, since: str) -> list[str]:
+    """Memory and minutes that the jobs from a number on asked for."""
+    rows = site.cluster.run("sacct", "-X", "-n", "-P", "-o", "jobid,reqmem,timelimitraw").split()
+    return [row.partition("|")[2] for row in rows if int(row.partition("|")[0]) >= int(since)]
+
+
 def up(cluster: Cluster) -> None:
     cluster.run("scontrol", "update", "partition=cpu", "state=up")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lowrank.accounting import RECORD, record
 from tests.slurm.cluster import ACCOUNT, CONFIGURATION, Cluster
-from tests.slurm.sites import ROOT, SMOKE, SNAKEMAKE, STUDY, Site, ended, one_run, scores, up
+from tests.slurm.sites import PLANNED, ROOT, SMOKE, SNAKEMAKE, STUDY, Site, asked, ended, one_run, scores, up
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -61,6 +62,7 @@ def test_a_cancelled_job_is_submitted_again(site: Site, done: Site) -> None:
     up(site.cluster)
     said = ended(process)
     assert "CANCELLED: it was cancelled" in said
+    assert asked(site, first[0]) == [PLANNED, PLANNED], "no cause to ask for more"
     assert {run: scores(done.folder)[run] for run in scores(site.folder)} == scores(site.folder)
 
 
@@ -97,10 +99,14 @@ def test_jobs_of_a_killed_snakemake_are_not_doubled(site: Site, done: Site) -> N
     assert f"1 jobs of an earlier call still run in this folder: {jobs[0]}" in said
     assert f"scancel {jobs[0]}" in said
     assert site.cluster.jobs() == jobs
+    rule = site.cluster.run("squeue", "-h", "-o", "%k", "-j", jobs[0]).strip().removeprefix("rule_")
+    record(rule, f"{jobs[0]}|TIMEOUT|600|10|1000M||", site.folder / RECORD)
     site.cluster.run("scancel", *jobs)
     site.cluster.until(lambda: not site.cluster.jobs(), "an empty queue")
     up(site.cluster)
-    ended(site.start(one_run(done)))
+    said = ended(site.start(one_run(done)))
+    assert f"asks for 1000 MB and 20 minutes, since of its earlier jobs {jobs[0]} ran out of time" in said
+    assert asked(site, jobs[0]) == [PLANNED, "1000M|20"], "what an earlier call had learnt is not forgotten"
 
 
 def test_a_scale_that_nobody_named_is_refused(done: Site, tmp_path: Path) -> None:
@@ -115,7 +121,7 @@ def test_a_job_that_the_controller_lost_is_submitted_again(site: Site, done: Sit
     """A controller that is killed within seconds of a submission has not saved it: nobody waits for such a job."""
     before = site.cluster.saved_jobs.read_bytes()
     process = site.start(one_run(done))
-    site.submitted()
+    (lost,) = site.submitted()
     site.cluster.kill("slurmctld")
     for name in ("job_state", "job_state.old"):
         site.cluster.saved_jobs.with_name(name).write_bytes(before)
@@ -123,6 +129,7 @@ def test_a_job_that_the_controller_lost_is_submitted_again(site: Site, done: Sit
     assert site.cluster.jobs() == []
     up(site.cluster)
     assert "LOST: the controller does not know it" in ended(process)
+    assert asked(site, lost)[-1] == PLANNED
     assert {run: scores(done.folder)[run] for run in scores(site.folder)} == scores(site.folder)
 
 
@@ -134,5 +141,7 @@ def test_a_job_that_is_pre_empted_for_good_is_submitted_again(cluster: Cluster, 
     other = Site(cluster, site.folder, partition="gpu-preempt")
     process = other.start(one_run(done))
     cluster.until(lambda: bool(cluster.jobs("-t", "running")), "a job that runs", 300)
+    (job,) = cluster.jobs()
     cluster.run("srun", "-p", "cpu", "-c", "16", "--mem", "500", "sleep", "1")
     assert "PREEMPTED: it was pre-empted and not requeued" in ended(process)
+    assert asked(other, job)[-1] == PLANNED

@@ -1,6 +1,6 @@
 """What clusters do to a job in the middle of its training: it goes on from its checkpoint, to the same bits.
 
-A patch that the jobs load holds training after its third step, so that there is a middle. A node cannot be lost here
+A node cannot be lost here
 without losing the machine, so its failure is declared to the controller; everything else is done for real.
 """
 
@@ -15,83 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.sites import ROOT, SNAKEMAKE, Site, daemons, ended, mounts, one_run, scores, up
+from tests.slurm.sites import PLANNED, ROOT, SNAKEMAKE, Site, asked, daemons, ended, mounts, one_run, scores, up
+from tests.slurm.slow_site import SlowSite, same
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800), pytest.mark.slow]
-
-PATCH = """\
-import os, signal, sys, time
-if "--log" in sys.orig_argv and "train" in sys.orig_argv:
-    from lowrank.signals import StopFlag
-    from lowrank.train import pack
-    from lowrank.train.loop import Loop
-    folder, inner_step, inner_poll, taken = {folder!r}, Loop.take_step, Loop.poll, []
-    pack.CHECKPOINT_EVERY_S = 0.0
-    if os.path.exists(folder + "/deaf"):
-        StopFlag.install = lambda self: (signal.signal(signal.SIGTERM, signal.SIG_IGN), self)[1]
-    def take_step(self, step):
-        inner_step(self, step)
-        open(folder + "/steps", "a").write(f"{{os.getpid()}} {{step}}\\n")
-        taken.append(step)
-    def holds(self):
-        return len(taken) >= 5 if os.path.exists(folder + "/always") else self.step >= 3
-    def poll(self, stop, label):
-        while os.path.exists(folder + "/slow") and holds(self) and not stop:
-            time.sleep(0.1)
-        inner_poll(self, stop, label)
-    Loop.take_step, Loop.poll = take_step, poll
-"""
-
-
-class SlowSite(Site):
-    """A site whose jobs stand still after their third step until they are told to hurry, or to stop."""
-
-    def __init__(self, cluster: Cluster, folder: Path, partition: str = "cpu") -> None:
-        super().__init__(cluster, folder, partition)
-        self.patch = folder / "patch"
-        self.patch.mkdir()
-        (self.patch / "sitecustomize.py").write_text(PATCH.format(folder=str(self.patch)))
-        (self.patch / "slow").touch()
-        with (folder / "site.yaml").open("a") as file:
-            file.write(f"setup: ['export PYTHONPATH={self.patch}:$PYTHONPATH']\n")
-
-    def steps(self) -> list[tuple[int, int]]:
-        """Process and number of each step that was taken."""
-        file = self.patch / "steps"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [(int(pid), int(step)) for pid, step in map(str.split, lines)]
-
-    def training(self) -> tuple[str, int]:
-        """Waits until a job is at its third step; the job and its process that trains."""
-        self.cluster.until(lambda: any(step >= 2 for _, step in self.steps()), "a third step", 600)
-        (job,) = self.cluster.jobs()
-        return job, self.steps()[-1][0]
-
-    def processes(self) -> int:
-        """How many trained, each from where the one before had stopped."""
-        pids = list(dict.fromkeys(pid for pid, _ in self.steps()))
-        each = [[step for pid, step in self.steps() if pid == own] for own in pids]
-        assert [steps[0] for steps in each[1:]] == [steps[-1] + 1 for steps in each[:-1]]
-        return len(pids)
-
-    def hurry(self) -> None:
-        (self.patch / "slow").unlink()
-
-    def stopped(self, job: str) -> None:
-        """Waits until a job runs no more, then lets the next one pass."""
-        self.cluster.until(lambda: job not in self.cluster.jobs("-t", "running,completing"), "the job's end", 600)
-        self.hurry()
-
-    def went_on(self, done: Site) -> None:
-        """The second process went on where the first had stopped, and the results are those of an undisturbed run."""
-        assert self.processes() == 2
-        same(self, done)
-
-
-def same(site: Site, done: Site) -> None:
-    """The results are those of an undisturbed run."""
-    found = scores(site.folder)
-    assert found == {run: scores(done.folder)[run] for run in found}
 
 
 @pytest.fixture
@@ -100,12 +27,6 @@ def slow(cluster: Cluster, site: Site) -> Iterator[SlowSite]:
     slow = SlowSite(cluster, site.folder)
     yield slow
     slow.kill()
-
-
-def limits(site: Site, since: int) -> list[str]:
-    """Minutes that the jobs after a number asked for."""
-    rows = site.cluster.run("sacct", "-X", "-n", "-P", "-o", "jobid,timelimitraw").split()
-    return [row.split("|")[1] for row in rows if int(row.split("|")[0]) >= since]
 
 
 def limited(slow: SlowSite, done: Site, minutes: int) -> tuple[str, str]:
@@ -122,15 +43,30 @@ def test_a_job_is_warned_before_its_time_limit_and_gets_more(slow: SlowSite, don
     job, said = limited(slow, done, minutes=2)
     assert "SIGTERM received" in said
     assert "FAILED: its command failed" in said
-    assert limits(slow, int(job))[-1] == "20"
+    assert asked(slow, job)[-1] == "1000M|20"
+    assert f"asks for 1000 MB and 20 minutes, since of its earlier jobs {job} ran out of time" in said
     slow.went_on(done)
 
 
 def test_a_job_that_passes_its_time_limit_gets_more(slow: SlowSite, done: Site) -> None:
     (slow.patch / "deaf").touch()
     job, said = limited(slow, done, minutes=1)
-    assert "TIMEOUT: it reached its time limit; the next attempt has more and goes on from its checkpoint" in said
-    assert limits(slow, int(job))[-1] == "20"
+    assert "TIMEOUT: it reached its time limit" in said
+    assert asked(slow, job)[-1] == "1000M|20"
+    assert f"asks for 1000 MB and 20 minutes, since of its earlier jobs {job} ran out of time" in said
+    slow.went_on(done)
+
+
+def test_a_job_that_uses_more_memory_than_it_asked_for_gets_more(slow: SlowSite, done: Site) -> None:
+    """The node looks at what each job holds once a second, and kills one that holds too much."""
+    process = slow.start(one_run(done))
+    job, _ = slow.training()
+    (slow.patch / "greedy").touch()
+    slow.stopped(job)
+    said = ended(process)
+    assert f"SLURM job {job}: FAILED: its command failed ({job} ran out of memory)" in said
+    assert asked(slow, job) == [PLANNED, "2000M|10"]
+    assert f"asks for 2000 MB and 10 minutes, since of its earlier jobs {job} ran out of memory" in said
     slow.went_on(done)
 
 
@@ -142,7 +78,7 @@ def test_a_pack_longer_than_a_job_may_be_goes_on_in_job_after_job(slow: SlowSite
     process = slow.start(one_run(done), options=("--retries", "1"))
     job, _ = slow.training()
     ended(process, seconds=1200)
-    assert set(limits(slow, int(job))) == {"2"}
+    assert set(asked(slow, job)) == {"1000M|2"}
     assert slow.processes() == 4
     same(slow, done)
 
@@ -153,6 +89,7 @@ def test_a_job_that_is_cancelled_while_it_trains(slow: SlowSite, done: Site) -> 
     slow.cluster.run("scancel", job)
     slow.stopped(job)
     assert "CANCELLED: it was cancelled" in ended(process)
+    assert asked(slow, job) == [PLANNED, PLANNED]
     slow.went_on(done)
 
 
@@ -163,6 +100,7 @@ def test_a_worker_that_is_killed(slow: SlowSite, done: Site) -> None:
     slow.stopped(job)
     said = ended(process)
     assert f"SLURM job {job}: " in said
+    assert asked(slow, job) == [PLANNED, PLANNED]
     slow.went_on(done)
 
 

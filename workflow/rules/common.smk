@@ -36,12 +36,16 @@ def rule_name(pack):
 
 
 def asked(needs, processes=1):
-    """What a job asks a scheduler for, growing with the attempt; on one machine only memory counts."""
+    """What a job asks a scheduler for: what is planned, and more of what its earlier jobs ran out of."""
     whole = {**needs, "gpus": needs["gpus"] * processes}
 
     def value(name):
-        return lambda wildcards, attempt: demand(
-            SITE, whole, attempt, SETTINGS.preemptible
+        return lambda wildcards, attempt, rulename: demand(
+            SITE,
+            whole,
+            attempt,
+            SETTINGS.preemptible,
+            ran_short(job_name(rulename, wildcards), SITE.warn_seconds),
         )[name]
 
     return {name: value(name) for name in demand(SITE, whole, 1, SETTINGS.preemptible)}
