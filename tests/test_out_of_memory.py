@@ -63,6 +63,7 @@ def test_every_way_of_saying_so_is_known() -> None:
     assert ran_out(of_torch.value)
     assert ran_out(of_numpy.value)
     assert ran_out(torch.OutOfMemoryError("CUDA out of memory."))
+    assert ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

@@ -16,7 +16,7 @@ from lowrank.data.loader import TaskBatches, open_splits
 from lowrank.errors import ConfigError, IntegrityError
 from lowrank.evaluate.protocol import Outcome, Protocol, Subject
 from lowrank.files import MANIFEST, check_seal, read_json, write_json
-from lowrank.measure import ran_out
+from lowrank.measure import compute_device, ran_out
 from lowrank.methods.chain import Chain
 from lowrank.models.load import load_run
 from lowrank.registry import protocol
@@ -76,7 +76,7 @@ def restore(
 ) -> tuple[nn.Module, Chain, TaskBatches, RunSpec]:
     """The trained model of a run, its chain, and the split it is scored on."""
     run_spec = read_spec(run, folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = compute_device()
     labels = read_json(prepared / MANIFEST).get("labels") or []
     model, chain = load_run(run_spec, len(labels), device)
     path = folder / run / WEIGHTS

@@ -1,9 +1,6 @@
-"""Accounting: bytes, operations and seconds of a training step, measured or predicted, and what it ran on.
+"""Accounting: bytes, operations and seconds of a training step, measured or predicted, and what it ran on."""
 
-CUDA paths are written and guarded, but no GPU has run them yet.
-"""
-
-from lowrank.measure.device import device_facts
+from lowrank.measure.device import compute_device, device_facts
 from lowrank.measure.exhausted import let_go, ran_out
 from lowrank.measure.flops import FlopCounter
 from lowrank.measure.memory import PeakMemory, rss_bytes
@@ -16,6 +13,7 @@ __all__ = [
     "Accounting",
     "FlopCounter",
     "PeakMemory",
+    "compute_device",
     "counts",
     "device_facts",
     "kept_trunk",

@@ -56,7 +56,7 @@ class PeakMemory:
     Attributes:
         rss_bytes: highest resident memory within the block.
         rss_growth_bytes: that, less what was resident at its start.
-        cuda_bytes: highest allocation on `device` within the block, None without CUDA. No GPU has run this line yet.
+        cuda_bytes: highest allocation on `device` within the block, None without CUDA.
     """
 
     device: torch.device | None = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear, adapt, features, strip
 from lowrank.methods.adapter import AdapterPart
-from lowrank.methods.micro_batches import together
+from lowrank.methods.micro_batches import drawing_apart, together
 from lowrank.methods.part import Part
 from lowrank.methods.sparse_branches import Attention, FeedForward, Now, kept
 from lowrank.methods.sparse_layers import Block, family_of
@@ -153,7 +153,7 @@ class ContextualSparsity(Part):
         inputs = {key: tensor for key, tensor in whole.items() if key != "labels"}
         trunk = getattr(self._model, "base_model", self._model)  # no head, so no logits of the whole batch
         self._now.plan = plan = self._plan(whole)
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), drawing_apart():
             trunk(**inputs)
         self._whole = (step, plan.chosen)
 

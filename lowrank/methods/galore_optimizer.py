@@ -154,7 +154,7 @@ def base_step(
         [state["exp_avg_sq"] for state in chosen],
         [],
         # The kernel counts up before it steps.
-        [torch.tensor(state["step"] - 1.0, device=state["exp_avg"].device) for state in chosen],
+        [torch.full((), state["step"] - 1.0, device=state["exp_avg"].device) for state in chosen],
         fused=True,
         amsgrad=False,
         beta1=group["betas"][0],

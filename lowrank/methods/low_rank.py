@@ -106,6 +106,9 @@ class FactoredLinear(nn.Module):
         self.transposed = is_transposed(base)
         # In float32 at least: half precision has no SVD.
         U, S, Vh = torch.linalg.svd(weight if weight.dtype == torch.float64 else weight.float(), full_matrices=False)
+        # The largest entry of each u is positive, so that the factors depend on no library's choice of signs.
+        signs = torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0).to(U.dtype)
+        U, Vh = U * signs, Vh * signs.t()
         root = S[:rank].sqrt()
         # Row by row, as checkpoints hold tensors: LAPACK's columns would give a fused optimizer a parameter and a
         # state, once that is read back, of different strides.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,6 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from lowrank.tasks import IGNORED
+
+
+def drawing_apart() -> contextlib.AbstractContextManager[None]:
+    """Around a forward pass beside the training: the random state is afterwards as it was, here and on the accelerator
+    of this process, whatever others there are."""
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
 
 
 def together(micro_batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -39,6 +39,13 @@ class PagedAdamW(Part):
 
         class Flat(bnb().optim.AdamW):  # type: ignore[misc]
             state_dict = torch.optim.Optimizer.state_dict
+
+            def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+                super().load_state_dict(state_dict)
+                for parameter, held in self.state.items() if self.is_paged else ():
+                    for key in ("state1", "state2"):  # which arrive as plain tensors, that would stay on the GPU
+                        page = self.get_state_buffer(parameter, held[key].dtype)
+                        held[key] = page.copy_(held[key])
 
             def fill_qmap(self) -> None:
                 cpu = torch.device("cpu")

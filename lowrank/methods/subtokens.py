@@ -29,6 +29,18 @@ class SubTokens:
         self.vector: Tensor | None = None
         """v (s,), a unit vector in float32; None before the first batch."""
 
+    def vector_on(self, device: torch.device) -> Tensor:
+        """v, which goes to where it is used once: it may have been drawn, or read, on the CPU.
+
+        Raises:
+            ConfigError: no vector yet.
+        """
+        if self.vector is None:
+            raise ConfigError("velora: no vectors yet; allowed: chain.before_step on the first batch, or init: random")
+        if self.vector.device != device:
+            self.vector = self.vector.to(device)
+        return self.vector
+
     def split(self, x: Tensor) -> Tensor:
         """x (..., D) -> its sub-tokens (N G, s)."""
         return x.reshape(-1, self.size)
@@ -39,16 +51,13 @@ class SubTokens:
         Raises:
             ConfigError: no vector yet.
         """
-        if self.vector is None:
-            raise ConfigError("velora: no vectors yet; allowed: chain.before_step on the first batch, or init: random")
         dtype = self.dtype or x.dtype
-        return (self.split(x).to(dtype) @ self.vector.to(x.device, dtype)).view(-1, self.groups)
+        return (self.split(x).to(dtype) @ self.vector_on(x.device).to(dtype)).view(-1, self.groups)
 
     def weight_gradient(self, grad: Tensor, kept: Tensor) -> Tensor:
         """dW[m, g s + j] = scale (grad^T z)[m, g] v[j]: (out, D), in 1/s of the products of grad^T x."""
-        assert self.vector is not None
         along = kept.t() @ grad.to(kept.dtype)  # (G, out)
-        vector = self.vector.to(kept.device, kept.dtype) * self.scale
+        vector = self.vector_on(kept.device).to(kept.dtype) * self.scale
         return (along.t().unsqueeze(-1) * vector).flatten(1).to(grad.dtype)
 
 
@@ -86,16 +95,14 @@ class StackedSubTokens(SubTokens):
 
     def compress(self, x: Tensor) -> Tensor:
         """x (K * B, ..., D) -> z (K, N, G)."""
-        assert self.vector is not None
         dtype = self.dtype or x.dtype
-        vectors = self.vector.to(x.device, dtype).unsqueeze(-1)
+        vectors = self.vector_on(x.device).to(dtype).unsqueeze(-1)
         return torch.bmm(self.split(x).to(dtype), vectors).view(len(vectors), -1, self.groups)
 
     def weight_gradient(self, grad: Tensor, kept: Tensor) -> Tensor:
         """grad (K, N, out), z (K, N, G) -> dW (K, out, D)."""
-        assert self.vector is not None
         along = kept.mT @ grad.to(kept.dtype)  # (K, G, out)
-        vectors = self.vector.to(kept.device, kept.dtype)[:, None, None] * self.scale
+        vectors = self.vector_on(kept.device).to(kept.dtype)[:, None, None] * self.scale
         return (along.mT.unsqueeze(-1) * vectors).flatten(2).to(grad.dtype)
 
 

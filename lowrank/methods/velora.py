@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowrank.errors import ConfigError
 from lowrank.methods.adapted import adapt, features, strip
 from lowrank.methods.layer_kinds import KINDS, layers_of_kind
+from lowrank.methods.micro_batches import drawing_apart
 from lowrank.methods.part import Part
 from lowrank.methods.subtokens import KeptProduct, StackedSubTokens, SubTokens
 from lowrank.spec import PartOptions
@@ -158,7 +159,7 @@ class Velora(Part):
             for name, keep in self.keeps.items()
         ]
         try:
-            with torch.no_grad(), torch.random.fork_rng():
+            with torch.no_grad(), drawing_apart():
                 for batch in micro_batches:
                     self._mask = batch.get("attention_mask")
                     self._chain.before_forward(batch, step)

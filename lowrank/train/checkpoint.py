@@ -147,13 +147,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
 def rng_state() -> dict[str, Tensor]:
     """The state of every random number generator that training may draw from."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():  # pragma: no cover - no GPU has run this
+    if torch.cuda.is_available():  # pragma: no cover - needs a GPU
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
 def set_rng_state(state: dict[str, Tensor]) -> None:
-    """Puts back what `rng_state` gave."""
+    """Puts back what `rng_state` gave, as far as there are such generators here."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state:  # pragma: no cover - no GPU has run this
+    if "cuda" in state and torch.cuda.is_available():  # pragma: no cover - needs a GPU
         torch.cuda.set_rng_state(state["cuda"])

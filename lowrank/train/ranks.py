@@ -165,7 +165,7 @@ def join(environment: Mapping[str, str] = os.environ) -> Ranks:
     """The processes that `torchrun` started, this one among them; this one alone where it did not."""
     if int(environment.get("WORLD_SIZE", "1")) == 1:
         return ALONE
-    if torch.cuda.is_available():  # pragma: no cover - no GPU has run this
+    if torch.cuda.is_available():  # pragma: no cover - needs a GPU
         torch.cuda.set_device(int(environment["LOCAL_RANK"]))
         return ManyRanks("nccl")
     return ManyRanks("gloo")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank.console import say
 from lowrank.data.loader import TaskBatches
 from lowrank.errors import Preempted
-from lowrank.measure import kept_trunk
+from lowrank.measure import compute_device, kept_trunk
 from lowrank.methods.chain import Chain
 from lowrank.methods.stacked import share_base
 from lowrank.methods.stacked_chain import StackedChain
@@ -132,7 +132,7 @@ def train_members(
         Preempted: a signal arrived; what was reached is saved.
     """
     loop: Loop
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = compute_device()
     first, splits, labels = members[0].spec, setting.splits, setting.labels
     if len(members) == 1:
         base, chain = _attached(first, labels, device)
@@ -152,8 +152,7 @@ def train_members(
             loop.load_state_dict(saved[0])
         loop.state.cut = cut
     else:
-        stack = _stack(members, saved, labels)
-        stack.attached.to(device)
+        stack = _stack(members, saved, labels, device)
         specs = [member.spec for member in members]
         loop = StackedLoop(stack, task(first.task), specs, splits["train"], splits["validation"], device, saved)
     for member, found in zip(members, saved, strict=True):
@@ -179,11 +178,14 @@ def _attached(spec: RunSpec, labels: int, device: torch.device) -> tuple[dict[st
     return kept_trunk(model), Chain.build(spec.chain).attach(model, spec.seed)
 
 
-def _stack(members: Sequence[Member], saved: Sequence[Saved | None], labels: int) -> StackedChain:
-    """The members' chains as one, each where its checkpoint left it. There is one copy of the trunk."""
+def _stack(members: Sequence[Member], saved: Sequence[Saved | None], labels: int, device: torch.device) -> StackedChain:
+    """The members' chains as one, each where its checkpoint left it. There is one copy of the trunk.
+
+    It is made where it trains: what parts keep beside the model lies there too, and a base is coded as for one run.
+    """
     chains: list[Chain] = []
     for spec, found in zip([members[0].spec, *(member.spec for member in members)], [None, *saved], strict=True):
-        _, chain = load_run(spec, labels)
+        _, chain = load_run(spec, labels, device)
         if chains:
             share_base(chains[0].attached, chain.attached)
         if found is not None:
