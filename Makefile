@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := main
 .DELETE_ON_ERROR:
-.PHONY: main smoke test test-slurm test-slow check bench freeze lock check-lock env clean clean-results help
+.PHONY: main smoke test test-slurm test-slow test-gpu check bench freeze lock check-lock env clean clean-results help
 
 # Choices of an earlier call (PYTHON, TORCH_INDEX) hold until a new one is given.
 -include .venv/made-with.mk
@@ -42,6 +42,10 @@ test-slurm: $(READY) ## the cluster profile on a SLURM that the tests start; nee
 test-slow: $(READY) ## the tests that take minutes, those on SLURM last
 	@$(PYTEST) -m "slow and not slurm"
 	@$(RUN) python -m pytest -m "slurm and slow" tests/slurm
+
+# Where one is missing they fail, instead of being skipped as in `make test`.
+test-gpu: $(READY) ## the tests on a CUDA GPU, a few minutes
+	@LOWRANK_GPU_REQUIRED=1 $(RUN) python -m pytest tests/gpu
 
 check: $(READY) ## style, types and workflow lint, in under a minute
 	@$(RUN) ruff check .

@@ -1,0 +1,1 @@
+"""What holds on a GPU, compared with a CPU; `make test-gpu`."""
