@@ -6,6 +6,7 @@ Imports stand inside the functions: fetching must not pay for torch, nor trainin
 from __future__ import annotations
 
 import functools
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,7 @@ def tables(plan: dict[str, Any], study: str, counted: bool = False) -> None:
 
     out = STUDIES / study
     if counted:
+        gc.disable()  # millions of small objects that die by themselves: looking for others took a fifth of the time
         count_study(study, _views(study), out)
         return
     collect(plan, study, out / "runs.csv")

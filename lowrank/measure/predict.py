@@ -67,7 +67,8 @@ def predict_step(
             seen = {key: told(value) for key, value in batch.items()}
             optimizer = chain.optimizer(TrainSpec(lr=1e-3, steps=1))
             step = Step(model, chain, optimizer, seen, loss, precision, first_step)
-            step.take()
+            if any(hasattr(part, "before_step") for part in chain.parts):
+                step.take()  # such a part looks at a first batch longer, or makes what it keeps
             return Accounting(origin="predicted", device="cpu", **step.account())
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ConfigError(

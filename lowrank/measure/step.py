@@ -120,7 +120,7 @@ class Step:
         self.chain.after_step(self.optimizer, self.number)
 
     def account(self) -> dict[str, Any]:
-        """One forward and backward pass, watched; the optimizer keeps the state it has.
+        """One step, watched.
 
         Returns:
             The fields of `Accounting` that need neither a clock nor a peak.
@@ -132,18 +132,19 @@ class Step:
         recomputed = [self._recomputed(*call, kept) for call in calls]
         with FlopCounter() as backward:
             loss.backward()
-        facts = {
-            **counts(self.model),
+        gradient_bytes = storage_bytes(gradients(self.model))
+        facts = counts(self.model)
+        self.update()
+        return {
+            **facts,
             "parameter_bytes": storage_bytes(kept),
-            "gradient_bytes": storage_bytes(gradients(self.model)),
+            "gradient_bytes": gradient_bytes,
             "optimizer_bytes": optimizer_bytes(self.optimizer),
             "saved_activation_bytes": saved_activation_bytes,
             "recomputed_activation_bytes": max(recomputed, default=0),
             "flops_forward": forward.get_total_flops(),
             "flops_backward": backward.get_total_flops(),
         }
-        self.optimizer.zero_grad(set_to_none=True)
-        return facts
 
     @contextlib.contextmanager
     def _calls(self) -> Iterator[list[Call]]:
