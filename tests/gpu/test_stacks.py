@@ -57,7 +57,12 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Members of each loop, for every step that is taken."""
     taken: list[int] = []
     inner = Loop.one_step
-    monkeypatch.setattr(Loop, "one_step", lambda self, step: taken.append(len(self.states)) or inner(self, step))
+
+    def one_step(loop: Loop, step: int) -> Any:
+        taken.append(len(loop.states))
+        return inner(loop, step)
+
+    monkeypatch.setattr(Loop, "one_step", one_step)
     return taken
 
 
