@@ -76,6 +76,12 @@ def scores(folder: Path) -> dict[str, object]:
     }
 
 
+def same(site: Site, done: Site) -> None:
+    """The results are those of an undisturbed run."""
+    found = scores(site.folder)
+    assert found == {run: scores(done.folder)[run] for run in found}
+
+
 def _exact(metrics: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in metrics.items() if not re.search(r"_s$|_speedup$|^peak_", name)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.sites import Site, scores
+from tests.slurm.sites import Site, same
 
 PATCH = """\
 import os, signal, sys, time
@@ -76,9 +76,3 @@ class SlowSite(Site):
         """The second process went on where the first had stopped, and the results are those of an undisturbed run."""
         assert self.processes() == 2
         same(self, done)
-
-
-def same(site: Site, done: Site) -> None:
-    """The results are those of an undisturbed run."""
-    found = scores(site.folder)
-    assert found == {run: scores(done.folder)[run] for run in found}

@@ -11,9 +11,9 @@ import pytest
 
 from lowrank.accounting import RECORD, record
 from tests.slurm.cluster import ACCOUNT, CONFIGURATION, Cluster
-from tests.slurm.sites import PLANNED, ROOT, SMOKE, SNAKEMAKE, STUDY, Site, asked, ended, one_run, scores, up
+from tests.slurm.sites import PLANNED, ROOT, SMOKE, SNAKEMAKE, STUDY, Site, asked, ended, one_run, same, scores, up
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 
 
 def test_the_cluster_gives_what_one_machine_gives(done: Site, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_cancelled_job_is_submitted_again(site: Site, done: Site) -> None:
     said = ended(process)
     assert "CANCELLED: it was cancelled" in said
     assert asked(site, first[0]) == [PLANNED, PLANNED], "no cause to ask for more"
-    assert {run: scores(done.folder)[run] for run in scores(site.folder)} == scores(site.folder)
+    same(site, done)
 
 
 @pytest.mark.parametrize("daemon", ["slurmdbd", "slurmctld"])
@@ -86,6 +86,7 @@ def test_an_outage_is_waited_out(daemon: str, site: Site, done: Site) -> None:
         said = ended(process)
     assert "1 of 1 steps (100%) done" in said
     assert len(jobs) == 1
+    same(site, done)
 
 
 def test_jobs_of_a_killed_snakemake_are_not_doubled(site: Site, done: Site) -> None:
@@ -107,6 +108,7 @@ def test_jobs_of_a_killed_snakemake_are_not_doubled(site: Site, done: Site) -> N
     said = ended(site.start(one_run(done)))
     assert f"asks for 1000 MB and 20 minutes, since of its earlier jobs {jobs[0]} ran out of time" in said
     assert asked(site, jobs[0]) == [PLANNED, "1000M|20"], "what an earlier call had learnt is not forgotten"
+    same(site, done)
 
 
 def test_a_scale_that_nobody_named_is_refused(done: Site, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_a_job_that_the_controller_lost_is_submitted_again(site: Site, done: Sit
     up(site.cluster)
     assert "LOST: the controller does not know it" in ended(process)
     assert asked(site, lost)[-1] == PLANNED
-    assert {run: scores(done.folder)[run] for run in scores(site.folder)} == scores(site.folder)
+    same(site, done)
 
 
 @pytest.mark.slow
@@ -145,3 +147,4 @@ def test_a_job_that_is_pre_empted_for_good_is_submitted_again(cluster: Cluster, 
     cluster.run("srun", "-p", "cpu", "-c", "16", "--mem", "500", "sleep", "1")
     assert "PREEMPTED: it was pre-empted and not requeued" in ended(process)
     assert asked(other, job)[-1] == PLANNED
+    same(other, done)

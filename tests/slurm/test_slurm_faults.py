@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.sites import PLANNED, ROOT, SNAKEMAKE, Site, asked, daemons, ended, mounts, one_run, scores, up
-from tests.slurm.slow_site import SlowSite, same
+from tests.slurm.sites import PLANNED, ROOT, SNAKEMAKE, Site, asked, daemons, ended, mounts, one_run, same, scores, up
+from tests.slurm.slow_site import SlowSite
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800), pytest.mark.slow]
 
