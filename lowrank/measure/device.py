@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,8 +16,8 @@ def compute_device() -> torch.device:
 
     There, single precision is single precision: torch would let convolutions round to TF32's 10 bits.
     """
-    backends: Any = torch.backends
-    backends.cuda.matmul.fp32_precision = backends.cudnn.conv.fp32_precision = "ieee"
+    # Not torch's newer names for the same: after those, whoever asks by the old one gets an error.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
