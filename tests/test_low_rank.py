@@ -15,7 +15,7 @@ from lowrank.spec import TrainSpec
 from lowrank.targets import linear_names
 from tests.chain_runs import attach, train
 from tests.tiny_models import WIDTH, batch, make
-from tests.tolerances import FLOAT64_IDENTITY, MERGE
+from tests.tolerances import BIT_EXACT, FLOAT64_IDENTITY, MERGE
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
@@ -28,6 +28,23 @@ def test_the_start_is_the_best_approximation_of_that_rank(family: str) -> None:
         missed = torch.linalg.matrix_norm(dense_weight(model.get_submodule(name)) - weight)
         # Eckart and Young: what no matrix of rank 3 can hold.
         FLOAT64_IDENTITY.check(missed, torch.linalg.svdvals(weight)[3:].square().sum().sqrt())
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_the_factors_do_not_depend_on_a_librarys_signs(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, inner = nn.Linear(*shape, dtype=torch.float64), torch.linalg.svd
+    plain = FactoredLinear(layer, 4)
+
+    def other(weight: torch.Tensor, **told: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        U, S, Vh = inner(weight, **told)
+        signs = torch.tensor([-1.0, 1.0], dtype=U.dtype).repeat(len(S) // 2)
+        return U * signs, S, Vh * signs[:, None]
+
+    monkeypatch.setattr(torch.linalg, "svd", other)
+    turned = FactoredLinear(layer, 4)
+    BIT_EXACT.check(turned.factor_A, plain.factor_A)
+    BIT_EXACT.check(turned.factor_B, plain.factor_B)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])

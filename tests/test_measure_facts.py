@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lowrank.measure import PeakMemory, counts, device_facts, rss_bytes, trunk_weights, weight_norms
+from lowrank.measure import PeakMemory, compute_device, counts, device_facts, rss_bytes, trunk_weights, weight_norms
 from lowrank.measure import device as device_module
 from lowrank.measure import memory as memory_module
 from lowrank.methods.chain import Chain
@@ -130,3 +130,10 @@ def test_device_facts(
     assert facts["torch_threads"] == torch.get_num_threads()
     assert facts["torch_version"] == torch.__version__
     assert (facts["gpu"] is None) == (not torch.cuda.is_available())
+
+
+def test_single_precision_is_whole_where_a_process_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    compute_device()
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"

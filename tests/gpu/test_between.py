@@ -52,7 +52,7 @@ def test_a_score_is_the_same_on_both(chain: str, merged: bool) -> None:
     runs = train(spec)
     asked = EvalSpec(split="validation", merged=merged)
     found = [evaluated(spec, runs, device, device.type, asked)["metrics"] for device in (DEVICE, CPU)]
-    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-4)
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-3 if "nf4" in chain else 1e-4)
     if "nf4" not in chain:  # whose codes are taken anew from the base where it is scored
         assert found[0]["loss"] == pytest.approx(history(member(spec).run, runs)[-1]["val_loss"], rel=1e-4)
 

@@ -11,6 +11,8 @@ from lowrank.compositions import small
 from lowrank.measure import compute_device
 from lowrank.spec import RunSpec
 from tests.gpu.lab import CPU, CUDA_DOUBLE, CUDA_HALF, CUDA_SINGLE, DEVICE, assert_like, cuda_alone, in_double, train
+from tests.test_image_runs import CHAINS as IMAGES
+from tests.test_image_runs import spec_of as image_spec
 from tests.test_train_resume import NAMED
 from tests.training_lab import manifest, member, run_spec
 
@@ -97,10 +99,32 @@ def test_language_models(model: str, chain: str) -> None:
         assert_like(spec, train(spec), train(spec, device=CPU, folder="cpu"), CUDA_DOUBLE, weigh=True)
 
 
+def test_hidden_tokens() -> None:
+    """A masked language model; which tokens are hidden is drawn on the CPU."""
+    spec = RunSpec.model_validate(
+        {
+            "task": "masked_lm",
+            "model": {"card": "smoke_bert", "dropout": 0.0},
+            "data": {"card": "smoke_topics", "max_length": 16, "train_rows": 40, "validation_rows": 16},
+            "chain": "full",
+            "train": {"lr": 1e-3, "batch_size": 16, "steps": 4, "eval_every": 2},
+        }
+    )
+    with in_double():
+        assert_like(spec, train(spec), train(spec, device=CPU, folder="cpu"), CUDA_DOUBLE, weigh=True)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(name: str) -> None:
+    """Pixels are in single precision, and a convolution reads them."""
+    spec = image_spec(IMAGES[name], lr=1e-3, eval_every=1)
+    assert_like(spec, train(spec), train(spec, device=CPU, folder="cpu"), CUDA_SINGLE)
+
+
 DROPOUTS: dict[str, Any] = {
     "lora's": ([{"part": "lora", "dropout": 0.3}], 0.0),
     "the base's": ("lora", 0.1),
-    "both, computed again": ([{"part": "lora", "dropout": 0.3}, {"part": "velora", "num_groups": 4}], 0.1),
+    "both, and sub-tokens": ([{"part": "lora", "dropout": 0.3}, {"part": "velora", "num_groups": 4}], 0.1),
 }
 
 

@@ -15,7 +15,7 @@ from lowrank.spec import RunSpec
 from lowrank.train import pack as pack_module
 from lowrank.train.loop import Loop
 from lowrank.train.stacked_loop import StackedLoop
-from tests.gpu.lab import CUDA_PACK, DEVICE, assert_like, cuda_alone, losses, train
+from tests.gpu.lab import CPU, CUDA_PACK, DEVICE, assert_like, cuda_alone, losses, train
 from tests.training_lab import history, manifest, member, run_spec
 
 pytestmark = cuda_alone
@@ -75,7 +75,7 @@ def test_in_a_micro_batch_it_is_halved_and_the_run_goes_on(
 ) -> None:
     """16 rows do not fit, 8 do: the numbers are those of a run that asks for 8."""
     half = with_micro_batches(8)
-    asked = train(half, folder="asked")
+    asked, here = train(half, folder="asked"), train(SPEC, device=CPU, folder="cpu")
     take_memory(monkeypatch, Loop, "losses", 1)
     limit(12)
     runs = train(SPEC)
@@ -83,7 +83,7 @@ def test_in_a_micro_batch_it_is_halved_and_the_run_goes_on(
     assert f"{run}: out of memory; it goes on with micro-batches of 8, in the same batches" in capfd.readouterr().err
     assert manifest(run, runs)["cut"] == {"micro_batch_size": 8, "because": "out of memory"}
     assert history(run, runs) == history(member(half).run, asked)
-    CUDA_PACK.check(losses(SPEC, runs), losses(SPEC, train(SPEC, folder="whole", device=torch.device("cpu"))))
+    CUDA_PACK.check(losses(SPEC, runs), losses(SPEC, here))
 
 
 def test_twice(limit: Limit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +134,8 @@ def test_runs_that_do_not_fit_together_go_on_alone(
 
 def test_what_a_failed_try_held_is_free_again(limit: Limit, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model and the optimizer of the first try do not lie beside those of the second."""
+    train(SPEC, folder="before")  # libraries keep memory to work in from their first call on
+    let_go()
     before = torch.cuda.memory_allocated()
     take_memory(monkeypatch, Loop, "losses", 1)
     limit(12)
@@ -147,4 +149,4 @@ def test_what_a_failed_try_held_is_free_again(limit: Limit, monkeypatch: pytest.
     monkeypatch.setattr(Loop, "run", run)
     assert Path(train(SPEC)).exists()
     assert len(held) == 2
-    assert held[1] - before < 1.5 * (held[0] - before) + (1 << 20)
+    assert held[1] - before < 1.5 * (held[0] - before)
