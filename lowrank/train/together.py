@@ -192,7 +192,10 @@ def _stack(members: Sequence[Member], saved: Sequence[Saved | None], labels: int
             chain.load_changed(found["model"], "checkpoint")
             chain.load_state_dict(found["parts"])
         chains.append(chain)
-    return StackedChain(chains[0], chains[1:])
+    stack = StackedChain(chains[0], chains[1:])
+    for parameter in (parameter for chain in chains[1:] for parameter in chain.trainable().values()):
+        parameter.data = parameter.data.cpu()  # the stack trains copies; these are held to the end for their names
+    return stack
 
 
 def _run(loop: Loop, members: Sequence[Member], setting: Setting) -> None:

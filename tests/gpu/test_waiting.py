@@ -56,7 +56,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     inner: Callable[[Any, int], Any] = Loop.one_step
 
     def note(message: Any, *rest: Any) -> None:
-        if "synchronizing" in str(message):
+        if "called a synchronizing" in str(message):
             seen[place()] += 1
 
     def one_step(loop: Loop, step: int) -> Any:

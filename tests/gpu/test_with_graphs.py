@@ -14,7 +14,7 @@ from tests.gpu.lab import DEVICE, cuda_alone
 from tests.test_stack import CHAINS, STEPS, TRAINS, mean_loss, rows, stacked
 from tests.tolerances import BIT_EXACT, FLOAT64_IDENTITY
 
-pytestmark = cuda_alone
+pytestmark = cuda_alone  # and last by name: a capture that fails may leave the process without random numbers
 
 FAMILY, SIZE = "distilbert", 4
 NAMES = ["lora", "hira", "linear_probe"]
