@@ -27,7 +27,7 @@ def compare(context: Context, view: CompareClaim, optima: None) -> Finding:
     found = samples(context, view.table, view.metric, f"{context.study}: claims")
     left, right = ([one for one in found if one.selected(where)] for where in (view.better, view.worse))
     pairs = [(a, b) for a in left for b in right if all(a.keys.get(key) == b.keys.get(key) for key in view.by)]
-    parts = [_compare(pair, view) for pair in pairs]
+    parts = [judge(pair, view) for pair in pairs]
     evidence = [_evidence(pair, view.metric, view.goal) for pair in pairs]
     hits = [part for part in parts if part.verdict == "reproduced"]
     if view.anywhere and hits:
@@ -45,19 +45,19 @@ def order(context: Context, view: OrderClaim, optima: None) -> Finding:
     absent = [str(index + 1) for index, place in enumerate(places) if not place]
     pairs = [pair for a, b in itertools.combinations(places, 2) for pair in itertools.product(a, b)]
     rule = CompareClaim(check="compare", table=view.table, metric=view.metric, goal=view.goal, better={}, worse={})
-    parts = [_compare(pair, rule) for pair in pairs]
+    parts = [judge(pair, rule) for pair in pairs]
     if absent:
         parts.append(Finding("not run", f"no run at place {', '.join(absent)} of the ranking"))
     return combine(parts, [_evidence(pair, view.metric, view.goal) for pair in pairs])
 
 
-def _compare(pair: Pair, view: CompareClaim) -> Finding:
+def judge(pair: Pair, view: CompareClaim) -> Finding:
     """One pair: what its interval says, unless something stands in the way."""
     ours, other = pair
-    open_question = _open(ours, other, view.metric)
+    open_question = obstacle(ours, other, view.metric)
     if open_question:
         return open_question
-    gain = _gain(pair, view.goal)
+    gain = advantage(pair, view.goal)
     assert gain is not None
     exact = ours.exact is not None and other.exact is not None
     if gain.low is None and not exact:
@@ -71,7 +71,8 @@ def _compare(pair: Pair, view: CompareClaim) -> Finding:
     return Finding(verdict, "; ".join([sides, *caveats]))
 
 
-def _open(ours: Sample, other: Sample, metric: str) -> Finding | None:
+def obstacle(ours: Sample, other: Sample, metric: str) -> Finding | None:
+    """Why two configurations cannot be compared, or None."""
     for one, wins in ((ours, "differs"), (other, "reproduced")):
         if one.values or one.exact is not None:
             continue
@@ -87,7 +88,7 @@ def _open(ours: Sample, other: Sample, metric: str) -> Finding | None:
     return None
 
 
-def _gain(pair: Pair, goal: str) -> Estimate | None:
+def advantage(pair: Pair, goal: str) -> Estimate | None:
     """How much better the first side is, paired by seed; a computed value stands beside every seed."""
     sign = 1.0 if goal == "max" else -1.0
     ours, other = pair
@@ -135,7 +136,7 @@ def _minus(value: float | None) -> float | None:
 
 def _evidence(pair: Pair, metric: str, goal: str) -> str:
     ours, other = pair
-    gain = _gain(pair, goal) if all(one.values or one.exact is not None for one in pair) else None
+    gain = advantage(pair, goal) if all(one.values or one.exact is not None for one in pair) else None
     difference = "no difference" if gain is None else _shown(gain, goal, gain.seeds == 0)
     return f"{ours.name} ({_mean(ours)}) against {other.name} ({_mean(other)}): {label(metric)} {difference}"
 
