@@ -43,7 +43,7 @@ def growth(rounds: int, quick: bool) -> list[Growth]:
                 axis=axis,
                 value=value,
                 members=members,
-                stack_ms=times.cpu_ms("together"),
+                stack_ms=times.step_ms("together"),
                 over_alone=times.ratio("apart", "together"),
                 over_peer=times.ratio("peer", "together"),
                 saved_bytes=saved_bytes(shape, rank),

@@ -10,12 +10,20 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from benchmarks.device import on_gpu
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def isolated(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
-    """What a function returns, and the CPU seconds that it took, in a copy of this process with one thread."""
+    """What a function returns, and the CPU seconds that it took, in a copy of this process with one thread.
+
+    On a GPU in this process, since a copy of one that has used a GPU cannot; only the GPU's memory is emptied.
+    """
+    if on_gpu():
+        torch.cuda.empty_cache()
+        return _timed(function, args, kwargs)
     # A fork, not a new interpreter: importing the peers takes longer than many of the measurements.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         return pool.submit(_timed, function, args, kwargs).result()

@@ -1,6 +1,7 @@
 """All methods beside their peers, in one run: `python -m benchmarks.methods`.
 
-Writes benchmarks/results/methods.json and the tables that show it. `--only` shows some sections, and with `--again`
+Writes benchmarks/results/methods.json and the tables that show it; with a GPU everything is measured on it, and
+results/methods_gpu.json written. `--only` shows some sections, and with `--again`
 puts them into that result, where they then say when they were measured. `--quick` runs everything on tiny shapes in
 seconds, to see that it works; such figures mean nothing and are written nowhere unless `--output` says where.
 """
@@ -17,11 +18,12 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.device import gpu_name, on_gpu
 from benchmarks.isolated import isolated
-from benchmarks.models import FULL, QUICK, Size, multiplies_bf16
+from benchmarks.models import FULL, GPU, QUICK, Size, multiplies_bf16
 from benchmarks.records import Report, Section
 from benchmarks.sections import galore, hira_velora, lora, lte, nf4, peak, precision, sparse
-from benchmarks.tables import RESULT, load, tables, write_pages
+from benchmarks.tables import RESULT, RESULT_GPU, load, tables, write_pages
 from lowrank.errors import ConfigError
 from lowrank.files import write_json
 from lowrank.measure import device_facts
@@ -65,6 +67,7 @@ def measure(size: Size, names: list[str]) -> Report:
         quick=size.quick,
         cpu=str(device["cpu_model"]),
         cores=int(device["cores"] or 0),
+        gpu=gpu_name(),
         bf16=bf16,
         load=(before, os.getloadavg()[0]),
         cpu_s=cpu_s,
@@ -79,7 +82,7 @@ def replaced(old: Report, new: Report) -> Report:
     Raises:
         ConfigError: the new one is of another machine or of other packages.
     """
-    for what in ("cpu", "cores", "bf16", "versions"):
+    for what in ("cpu", "cores", "gpu", "bf16", "versions"):
         before, now = getattr(old, what), getattr(new, what)
         if before != now:
             raise ConfigError(f"benchmarks: {what} {now!r}, the result has {before!r}; allowed: a run of all sections")
@@ -95,14 +98,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=f"a JSON file; otherwise {RESULT.name}, for a run that is whole")
     told = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    report = measure(QUICK if told.quick else FULL, told.only)
+    size, result = (GPU, RESULT_GPU) if on_gpu() else (FULL, RESULT)
+    report = measure(QUICK if told.quick else size, told.only)
     print(tables(report))
     whole = not told.quick and set(told.only) == set(SECTIONS)
     if told.again and not told.quick:
-        write_json(RESULT, replaced(load(), report).model_dump())
+        write_json(result, replaced(load(result), report).model_dump())
         write_pages()
     elif told.output or whole:
-        write_json(told.output or RESULT, report.model_dump())
+        write_json(told.output or result, report.model_dump())
     if whole and not told.output:
         write_pages()
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.device import device, on_gpu
 from lowrank import registry
 from lowrank.measure.step import Batch, Step, model_loss
 from lowrank.measure.storages import model_tensors, optimizer_bytes, saved_tensors, storage_bytes
@@ -67,14 +68,14 @@ class Shape:
                     seq_classif_dropout=0.0,
                 )
             )
-        return model.to(dtype).train()
+        return model.to(device(), dtype).train()
 
     def batch(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(1)
-        tokens = torch.randint(self.vocabulary, (self.examples, self.tokens), generator=generator)
+        tokens = torch.randint(self.vocabulary, (self.examples, self.tokens), generator=generator).to(device())
         if self.family == "llama":
             return {"input_ids": tokens, "labels": tokens}
-        return {"input_ids": tokens, "labels": torch.randint(2, (self.examples,), generator=generator)}
+        return {"input_ids": tokens, "labels": torch.randint(2, (self.examples,), generator=generator).to(device())}
 
     @property
     def linear(self) -> list[str]:
@@ -114,6 +115,17 @@ FULL = Size(
     rounds=4,
 )
 
+GPU = Size(
+    quick=False,
+    distilbert=Shape("D", "distilbert", 6, 768, 3072, 30522, 64, 128),
+    small=FULL.small,
+    llama=Shape("L", "llama", 24, 2048, 5461, 32000, 4, 512),
+    rank=128,
+    groups=(64, 96),
+    rounds=12,
+)
+"""Batches that fill a GPU, but for `small`."""
+
 QUICK = Size(
     quick=True,
     distilbert=Shape("D", "distilbert", 1, 64, 128, 50, 8, 4),
@@ -134,7 +146,7 @@ class Arm:
         self.model, self.optimizer, self.batch, self.autocast = model, optimizer, batch, autocast
 
     def forward(self) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(device().type, torch.bfloat16, enabled=self.autocast):
             loss: Tensor = self.model(**self.batch).loss
         return loss
 
@@ -189,7 +201,9 @@ Build = Callable[[], Arm]
 
 
 def multiplies_bf16() -> str | None:
-    """The instruction set with which this CPU multiplies bfloat16 by itself; None where it has none."""
+    """What multiplies bfloat16 by itself: a GPU, or the CPU's instruction set; None where nothing does."""
+    if on_gpu():
+        return "CUDA"
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     return next((flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags), None)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.device import device
+
 
 def peft_model(model: nn.Module, config: Any) -> nn.Module:
     """A model under PEFT, the head of a classifier trained whole."""
@@ -35,7 +37,7 @@ def quantise(model: nn.Module, names: list[str]) -> nn.Module:
             )
             new.load_state_dict(old.state_dict())
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, new.to("cpu"))
+            setattr(model.get_submodule(parent), leaf, new.to(device()))
     return model.requires_grad_(False)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from benchmarks.device import device
+
 
 def six_products(
     layers: Iterable[tuple[int, int]], tokens: int, rank: int, dtype: torch.dtype = torch.float32
@@ -13,8 +15,8 @@ def six_products(
     """Forward and backward of B A x beside layers of (in, out): two products, and four for B, A and x."""
     made = []
     for inside, outside in layers:
-        x, y = torch.randn(tokens, inside, dtype=dtype), torch.randn(tokens, outside, dtype=dtype)
-        made.append((x, y, torch.randn(rank, inside, dtype=dtype), torch.randn(outside, rank, dtype=dtype)))
+        sizes = (tokens, inside), (tokens, outside), (rank, inside), (outside, rank)
+        made.append(tuple(torch.randn(size, dtype=dtype, device=device()) for size in sizes))
 
     def step() -> None:
         for x, y, down, up in made:

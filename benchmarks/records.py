@@ -32,16 +32,16 @@ class Spread(Strict):
 
 
 class ArmResult(Strict):
-    """One arm: CPU time of a step, and bytes where they were counted."""
+    """One arm: time of a step, and bytes where they were counted."""
 
     name: str
-    cpu_ms: Spread | None = None
+    step_ms: Spread | None = None
     saved_bytes: int | None = None
     """What autograd holds at the end of the forward pass, without parameters."""
     state_bytes: int | None = None
     """What the optimizer keeps."""
     peak_bytes: int | None = None
-    """Growth of the resident memory over the model, in a process of its own."""
+    """Growth of the resident memory over the model, in a process of its own; on a GPU, of what is allocated."""
 
 
 class Goal(Strict):
@@ -79,6 +79,8 @@ class Report(Strict):
     quick: bool
     cpu: str
     cores: int
+    gpu: str | None = None
+    """That everything was measured on; None is the CPU."""
     bf16: str | None
     """The instructions with which the CPU multiplies bfloat16; without any, nothing is measured in it."""
     load: tuple[float, float]

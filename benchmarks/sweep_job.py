@@ -27,6 +27,8 @@ def build(shape: dict[str, Any]) -> Any:
     import torch
     from transformers.models.bert.modeling_bert import BertConfig, BertForSequenceClassification
 
+    from benchmarks.device import device
+
     torch.manual_seed(0)
     return (
         BertForSequenceClassification(
@@ -41,7 +43,7 @@ def build(shape: dict[str, Any]) -> Any:
                 num_labels=2,
             )
         )
-        .to(getattr(torch, shape.get("dtype", "float32")))
+        .to(device(), getattr(torch, shape.get("dtype", "float32")))
         .train()
     )
 
@@ -50,12 +52,14 @@ def batches(shape: dict[str, Any]) -> list[dict[str, Any]]:
     """One batch a step, always the same ones."""
     import torch
 
+    from benchmarks.device import device
+
     generator = torch.Generator().manual_seed(1)
     size = (shape["rows"], shape["tokens"])
     return [
         {
-            "input_ids": torch.randint(shape["vocabulary"], size, generator=generator),
-            "labels": torch.randint(2, size[:1], generator=generator),
+            "input_ids": torch.randint(shape["vocabulary"], size, generator=generator).to(device()),
+            "labels": torch.randint(2, size[:1], generator=generator).to(device()),
         }
         for _ in range(shape["steps"])
     ]

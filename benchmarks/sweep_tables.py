@@ -101,7 +101,7 @@ def _machine(result: Sweep) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in result.versions.items())
     return (
         f"CPU seconds of one thread, but for the section on threads, on {result.cores} cores of {result.cpu}; "
-        f"{versions}. No GPU has run this."
+        f"{versions}. What a GPU ran of it: docs/gpu.md."
     )
 
 

@@ -5,26 +5,27 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from benchmarks.device import AT_A_TIME
 from benchmarks.records import ArmResult, Goal, Report, Spread
 from lowrank.files import REPOSITORY, read_json, write_text
 
 RESULT = Path(__file__).parent / "results" / "methods.json"
-PAGE = RESULT.with_suffix(".md")
+RESULT_GPU = RESULT.with_name("methods_gpu.json")
 README = REPOSITORY / "README.md"
 MARKED = re.compile(r"(<!-- benchmarks -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
 MIB = 2**20
 
 
-def load() -> Report:
-    """The committed result."""
-    return Report.model_validate(read_json(RESULT))
+def load(result: Path = RESULT) -> Report:
+    """A committed result."""
+    return Report.model_validate(read_json(result))
 
 
 def write_pages() -> None:
-    """Writes the page and the README's part from the committed result."""
-    report = load()
-    write_text(PAGE, tables(report))
-    write_text(README, show(README.read_text(), report))
+    """Writes the pages and the README's part from the committed results."""
+    for result in filter(Path.is_file, (RESULT, RESULT_GPU)):
+        write_text(result.with_suffix(".md"), tables(load(result)))
+    write_text(README, show(README.read_text(), load()))
 
 
 def show(text: str, report: Report) -> str:
@@ -51,7 +52,12 @@ def tables(report: Report) -> str:
     ]
     for section in report.sections:
         again = f" Measured again on {section.again}." if section.again else ""
-        blocks += [f"## {section.title}", f"{section.setting}.{again}", _arms(section.arms), _goals(section.goals)]
+        blocks += [
+            f"## {section.title}",
+            f"{section.setting}.{again}",
+            _arms(section.arms, report.gpu),
+            _goals(section.goals),
+        ]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -59,6 +65,11 @@ def _machine(report: Report) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in report.versions.items())
     before, after = report.load
     again = [f"{section.title} ({section.again})" for section in report.sections if section.again]
+    if report.gpu is not None:
+        return (
+            f"Measured on {report.date} at {report.commit}, on one {report.gpu}, by the wall clock, {AT_A_TIME} steps "
+            f"at a time. {versions}. The limits are goals that were set for one thread of a CPU."
+        )
     return (
         f"Measured on {report.date} at {report.commit}, with one thread on {report.cores} cores of {report.cpu} "
         f"({report.bf16 or 'no bfloat16'}), in "
@@ -67,13 +78,14 @@ def _machine(report: Report) -> str:
     )
 
 
-def _arms(arms: tuple[ArmResult, ...]) -> str:
+def _arms(arms: tuple[ArmResult, ...], gpu: str | None) -> str:
     rows = [
-        f"| {arm.name} | {_milliseconds(arm.cpu_ms)} | {_mib(arm.saved_bytes)} | {_mib(arm.state_bytes)} "
+        f"| {arm.name} | {_milliseconds(arm.step_ms)} | {_mib(arm.saved_bytes)} | {_mib(arm.state_bytes)} "
         f"| {_mib(arm.peak_bytes)} |"
         for arm in arms
     ]
-    head = "| arm | step, CPU ms | saved activations, MiB | optimizer state, MiB | peak memory over the model, MiB |"
+    clock = "ms" if gpu else "CPU ms"
+    head = f"| arm | step, {clock} | saved activations, MiB | optimizer state, MiB | peak memory over the model, MiB |"
     return "\n".join([head, "|---|--:|--:|--:|--:|", *rows])
 
 

@@ -11,13 +11,12 @@ from pydantic import ValidationError
 
 from lowrank.cards import DataCard, data_card
 from lowrank.errors import ConfigError
-from lowrank.forecasts import forecast_of
+from lowrank.forecasts import eval_rows, forecast_of
 from lowrank.gpus import GIB, GPUS, USABLE, GpuFacts, speed
 from lowrank.measure.forecast import Forecast
 from lowrank.measure.tally import Work, flops, seconds
 from lowrank.spec import DataSpec, EvalSpec, RunSpec
 from lowrank.train.checkpoint import KEPT
-from lowrank.train.loop import EVAL_BATCH_SIZE
 
 CODED = "nf4"
 """The part that stores a base in four bits a weight."""
@@ -118,7 +117,7 @@ def estimate(spec: RunSpec, evaluations: Iterable[EvalSpec], gpu: GpuFacts, keep
         scored += min(evaluation.rows or of_split, of_split) * data.max_length / spec.data.max_length
     speeds = speed(gpu, train.precision)
 
-    batches = scored / EVAL_BATCH_SIZE
+    batches = scored / eval_rows(spec)
     trained = passes * flops(found.micro_batch) + steps * flops(found.update)
 
     def took(work: Work) -> float:

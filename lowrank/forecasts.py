@@ -11,14 +11,16 @@ import sys
 from typing import Any, get_args
 
 from lowrank.asked import ASKED, FILE, answer, answers, shape
-from lowrank.cards import data_card
+from lowrank.cards import data_card, model_card
 from lowrank.console import progress
+from lowrank.evaluate.score import rows_at_a_time
 from lowrank.files import canonical_json, write_text
 from lowrank.measure.forecast import Forecast, forecast
 from lowrank.measure.tally import Work
 from lowrank.registry import part
 from lowrank.spec import PartOptions, RunSpec
 from lowrank.strict import Fraction, parse
+from lowrank.tasks import task
 from lowrank.train.loop import EVAL_BATCH_SIZE
 
 SMALL_FLOPS, SMALL_BYTES = 10**8, 10**6
@@ -70,8 +72,14 @@ def forecast_of(spec: RunSpec) -> Forecast:
     return parse(Forecast, answer(question(spec), functools.partial(_forecast, spec)), str(FILE))
 
 
+def eval_rows(spec: RunSpec) -> int:
+    """Rows of a batch in an evaluation of a run."""
+    vocabulary = int(str(model_card(spec.model.card).config.get("vocab_size", 1)))
+    return rows_at_a_time(task(spec.task), EVAL_BATCH_SIZE, spec.data.max_length, vocabulary)
+
+
 def _forecast(spec: RunSpec) -> Any:
-    found = forecast(spec, 0 if spec.train.steps == 0 else TYPICAL_STEPS, EVAL_BATCH_SIZE)
+    found = forecast(spec, 0 if spec.train.steps == 0 else TYPICAL_STEPS, eval_rows(spec))
     works = {name: _coarse(getattr(found, name)) for name in ("micro_batch", "update", "eval_batch")}
     return found.model_copy(update=works).model_dump(mode="json")
 

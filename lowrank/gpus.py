@@ -41,7 +41,7 @@ GPUS = (
 """Source: NVIDIA's data sheets, of the SXM form where there are several, without sparsity."""
 
 EFFICIENCY = 0.5
-"""Share of the peak that products are taken to reach. An assumption: no GPU has run these studies."""
+"""Share of the peak that products are taken to reach. An assumption; docs/gpu.md says what of it was measured."""
 
 BANDWIDTH_EFFICIENCY = 0.7
 """Share of the bandwidth that everything else is taken to reach. An assumption too."""

@@ -164,7 +164,7 @@ def test_packs_ask_for_what_their_runs_are_expected_to_take() -> None:
     assert study["gpu_hours"] == everything["gpu_hours"] == pytest.approx(sum(e.seconds for e in found.values()) / 3600)
     told = costs.told(plan, runs=True)
     assert all(run in told for run in plan["runs"])
-    assert "no GPU has been timed" in told
+    assert "docs/gpu.md has what of this was measured" in told
 
 
 def test_packs_are_cut_by_hours_and_told_how_many_jobs_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

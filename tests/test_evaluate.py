@@ -15,7 +15,7 @@ from lowrank.collect import collect
 from lowrank.data.loader import open_splits
 from lowrank.errors import IntegrityError, Preempted
 from lowrank.evaluate.pack import evaluate_pack, restore
-from lowrank.evaluate.score import score
+from lowrank.evaluate.score import rows_at_a_time, score
 from lowrank.files import check_seal, read_json
 from lowrank.models.load import load_model
 from lowrank.planning import Planner
@@ -192,3 +192,17 @@ def test_the_plan_of_the_workflow_is_read_back(monkeypatch: pytest.MonkeyPatch, 
     plan.write_plan(tmp_path / "plan.json", made)
     monkeypatch.setenv(plan.ENVIRONMENT, str(tmp_path / "plan.json"))
     assert plan.load_plan() == json.loads(json.dumps(made))
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "vocabulary", "rows"),
+    [
+        ("causal_lm", 512, 50257, 10),
+        ("masked_lm", 64, 30522, 128),
+        ("causal_lm", 4096, 10**6, 1),
+        ("classification", 512, 50257, 128),
+    ],
+)
+def test_logits_never_fill_the_memory(name: str, tokens: int, vocabulary: int, rows: int) -> None:
+    """A row of 512 tokens of GPT-2 gives out 103 MB; a classifier's row gives out its classes."""
+    assert rows_at_a_time(task(name), 128, tokens, vocabulary) == rows

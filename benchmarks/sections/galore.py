@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from benchmarks.device import device
 from benchmarks.models import TRAIN, Arm, ChainArm, Shape, Size
 from benchmarks.paired import alternate
 from benchmarks.records import ArmResult, Goal, Section, Spread
@@ -63,7 +64,7 @@ def run(size: Size) -> Section:
         ),
     )
     results = [
-        ArmResult(name=f"{name}, optimizer only", cpu_ms=times.cpu_ms(name), state_bytes=state.get(name))
+        ArmResult(name=f"{name}, optimizer only", step_ms=times.step_ms(name), state_bytes=state.get(name))
         for name in steps
     ]
     setting = f"{shape}; float32, rank {rank}; the optimizer's part of a step, and its state for the projected matrices"
@@ -97,7 +98,7 @@ def backward(arm: Arm) -> None:
 
 def products_alone(kinds: Counter[tuple[int, int]], rank: int) -> Callable[[], None]:
     """Gradient times basis, and the step times basis onto the weight, for every matrix."""
-    made = {kind: (torch.randn(kind), torch.randn(kind), torch.randn(min(kind), rank)) for kind in kinds}
+    made = {kind: [torch.randn(size, device=device()) for size in (kind, kind, (min(kind), rank))] for kind in kinds}
 
     def step() -> None:
         for kind, count in kinds.items():
@@ -118,12 +119,12 @@ def projected_bytes(arm: Arm) -> int:
 
 def refresh(kinds: Counter[tuple[int, int]], rank: int, rounds: int) -> tuple[Spread, str, float]:
     """Time of all bases over that of all SVDs, what the shapes say of it, and the share of energy missed."""
-    samples = {kind: torch.randn(kind) for kind in kinds}
+    samples = {kind: torch.randn(kind, device=device()) for kind in kinds}
     steps: dict[str, Callable[[], object]] = {}
     for kind, sample in samples.items():
         steps[f"bases {kind}"] = partial(bases, sample, rank, "std")
         steps[f"svd {kind}"] = partial(torch.linalg.svd, sample, full_matrices=False)
-    times = alternate(steps, rounds)
+    times = alternate(steps, rounds, one_by_one=True)
     total = {
         what: [sum(n * times.seconds[f"{what} {kind}"][i] for kind, n in kinds.items()) for i in range(rounds)]
         for what in ("bases", "svd")

@@ -36,7 +36,7 @@ def measure(builds: dict[str, Build], rounds: int) -> tuple[Times, dict[str, Any
     saved = {name: arm.saved_bytes() for name, arm in arms.items()}
     times = alternate(arms, rounds, warm=True)
     results = tuple(
-        ArmResult(name=name, cpu_ms=times.cpu_ms(name), saved_bytes=saved[name], state_bytes=arm.state_bytes())
+        ArmResult(name=name, step_ms=times.step_ms(name), saved_bytes=saved[name], state_bytes=arm.state_bytes())
         for name, arm in arms.items()
     )
     return times, saved, results
@@ -128,7 +128,7 @@ def _merge_share(shape: Shape, times: Times) -> Spread:
     arm = own(shape, {"part": "lora"}, {"part": "alpha_merge", "merge_every": 1})
     arm()
     merges = alternate({"merge": lambda: arm.chain.after_step(arm.optimizer, 1)}, 5)
-    return merges.cpu_ms("merge").scaled(1 / (500 * times.cpu_ms("lora").median))
+    return merges.step_ms("merge").scaled(1 / (500 * times.step_ms("lora").median))
 
 
 def small(size: Size) -> Section:

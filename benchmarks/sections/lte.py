@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from benchmarks.device import device
 from benchmarks.models import Size
 from benchmarks.paired import alternate
 from benchmarks.peers import HeadLoop
@@ -26,13 +27,14 @@ def run(size: Size) -> Section:
     arms, goals = [], []
     for heads, limit in LIMITS.items():
         torch.manual_seed(0)
-        base = nn.Linear(width, width).requires_grad_(False)
-        x, gradient = torch.randn(8, tokens, width, requires_grad=True), torch.randn(8, tokens, width)
+        base = nn.Linear(width, width, device=device()).requires_grad_(False)
+        x = torch.randn(8, tokens, width, device=device(), requires_grad=True)
+        gradient = torch.randn(8, tokens, width, device=device())
         layers: dict[str, nn.Module] = {
             "the frozen product alone": base,
-            "loop over heads": HeadLoop(base, heads, RANK, split=False),
+            "loop over heads": HeadLoop(base, heads, RANK, split=False).to(device()),
             "mhlora": stacked(base, MultiHeadLora(num_lora_heads=heads, rank=RANK, alpha=4.0 * RANK)),
-            "loop over heads and shares": HeadLoop(base, heads, RANK, split=True),
+            "loop over heads and shares": HeadLoop(base, heads, RANK, split=True).to(device()),
             "lte": stacked(base, Lte(num_lora_heads=heads, rank=RANK, alpha=4.0 * RANK)),
         }
         steps = {name: step_of(layer, x, gradient) for name, layer in layers.items()}
@@ -40,7 +42,7 @@ def run(size: Size) -> Section:
         ranks = {"mhlora": heads * RANK, "lte": 2 * RANK}
         alone = {f"products of {name}": six_products([(width, width)], 8 * tokens, r) for name, r in ranks.items()}
         times = alternate({**steps, **alone}, 5 * size.rounds)
-        arms += [ArmResult(name=f"{name}, {heads} heads", cpu_ms=times.cpu_ms(name)) for name in layers]
+        arms += [ArmResult(name=f"{name}, {heads} heads", step_ms=times.step_ms(name)) for name in layers]
         for ours, loop, what in (
             ("mhlora", "loop over heads", "Multi-head LoRA, every head on the whole batch"),
             ("lte", "loop over heads and shares", "LTE, each head on its share of the batch"),
@@ -71,10 +73,10 @@ def run(size: Size) -> Section:
     return Section(title="LTE", setting=setting, arms=tuple(arms), goals=tuple(goals))
 
 
-def stacked(base: nn.Module, part: Part) -> nn.Module:
+def stacked(base: nn.Linear, part: Part) -> nn.Module:
     layer = AdaptedLinear(base)
     layer.adapters[part.name] = part.new_adapter(base.in_features, base.out_features, torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
-    return layer
+    return layer.to(base.weight.device)
 
 
 def weights(layer: nn.Module, width: int) -> int:

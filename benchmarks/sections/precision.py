@@ -28,8 +28,8 @@ def run(size: Size) -> Section:
         (shape.width, shape.hidden),
         (shape.hidden, shape.width),
     ]
-    products = alternate({"": six_products(layers, shape.examples * shape.tokens, 8, half)}, 5).cpu_ms("")
-    share = products.median / times.cpu_ms("PEFT LoRA under autocast").median
+    products = alternate({"": six_products(layers, shape.examples * shape.tokens, 8, half)}, 5).step_ms("")
+    share = products.median / times.step_ms("PEFT LoRA under autocast").median
     goals = (
         Goal(
             id="G2", what="LoRA, step, of PEFT's (D, bfloat16)", measured=times.ratio("lora", "PEFT LoRA"), at_most=0.72

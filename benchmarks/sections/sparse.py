@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.device import device
 from benchmarks.models import Size
 from benchmarks.paired import alternate
 from benchmarks.records import ArmResult, Goal, Section
@@ -20,12 +21,13 @@ MARGIN = 0.05
 def run(size: Size) -> Section:
     shape = size.distilbert
     torch.manual_seed(0)
-    up = nn.Linear(shape.width, shape.hidden).requires_grad_(False)
-    down = nn.Linear(shape.hidden, shape.width).requires_grad_(False)
+    up = nn.Linear(shape.width, shape.hidden, device=device()).requires_grad_(False)
+    down = nn.Linear(shape.hidden, shape.width, device=device()).requires_grad_(False)
     lay_out(up, columns=False)
     lay_out(down, columns=True)
-    x = torch.randn(shape.examples * shape.tokens, shape.width, requires_grad=True)
-    gradient = torch.randn(shape.examples * shape.tokens, shape.width)
+    tokens = shape.examples * shape.tokens
+    x = torch.randn(tokens, shape.width, device=device(), requires_grad=True)
+    gradient = torch.randn(tokens, shape.width, device=device())
 
     def thin(channels: Tensor) -> Callable[[], None]:
         def step() -> None:
@@ -39,7 +41,8 @@ def run(size: Size) -> Section:
         down(functional.gelu(up(x))).backward(gradient)
         x.grad = None
 
-    chosen = {share: torch.randperm(shape.hidden)[: int(share * shape.hidden)].sort().values for share in KEPT}
+    order = torch.randperm(shape.hidden).to(device())
+    chosen = {share: order[: int(share * shape.hidden)].sort().values for share in KEPT}
     times = alternate(
         {"dense": dense, **{f"keep {share}": thin(channels) for share, channels in chosen.items()}}, 5 * size.rounds
     )
@@ -52,6 +55,6 @@ def run(size: Size) -> Section:
         )
         for share in KEPT
     ]
-    arms = [ArmResult(name=f"feed-forward, {name}", cpu_ms=times.cpu_ms(name)) for name in times.seconds]
+    arms = [ArmResult(name=f"feed-forward, {name}", step_ms=times.step_ms(name)) for name in times.seconds]
     setting = f"one feed-forward block of {shape}; forward pass and gradient to x, float32"
     return Section(title="SparseLoRA", setting=setting, arms=tuple(arms), goals=tuple(goals))

@@ -14,6 +14,21 @@ from lowrank.data.loader import TaskBatches
 from lowrank.measure import ran_out
 from lowrank.tasks import Task, forward
 
+LOGITS = 2**28
+"""Most numbers that a model of words gives out at a time: a gibibyte in float32."""
+
+
+def rows_at_a_time(task: Task, batch_size: int, tokens: int, vocabulary: int) -> int:
+    """Rows of a forward pass in an evaluation: fewer than asked for where their logits would fill a GPU.
+
+    Args:
+        task: what the model gives out.
+        batch_size: asked for.
+        tokens: of a row, at most.
+        vocabulary: numbers that the model gives out for a token.
+    """
+    return batch_size if task.unit == "example" else max(1, min(batch_size, LOGITS // (tokens * vocabulary)))
+
 
 def perplexity(loss: float) -> float | None:
     """exp(loss); None where that overflows."""
@@ -79,7 +94,7 @@ def score(
         model: in evaluation mode.
         task: loss and units.
         batches: the split.
-        batch_size: rows per forward pass; it changes memory, never the answer beyond rounding.
+        batch_size: rows per forward pass, at most; it changes memory, never the answer beyond rounding.
         device: where the model lies.
         rows: only the first so many; None is all.
         poll: called before each batch; it raises where scoring must stop.
@@ -109,7 +124,8 @@ def scores(
     order = order if rows is None else order[order < rows]
     losses, correct, predicted, labels = [], [], [], [torch.empty(0, dtype=torch.int64)]
     units: list[int] = []
-    size, done = max(1, batch_size // members), 0
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", 1)
+    size, done = max(1, rows_at_a_time(task, batch_size, batches.spec.max_length, vocabulary) // members), 0
     while done < len(order):
         poll()
         chunk = order[done : done + size]

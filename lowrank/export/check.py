@@ -44,7 +44,7 @@ def load(folder: Path, facts: dict[str, Any], base_weights: Path | None) -> Any:
     if not saved or saved.keys() != held.keys():
         raise ValueError(f"the adapter's tensors match nothing: {sorted(saved.keys() ^ held.keys())[:3]}")
     for name, tensor in saved.items():
-        if not torch.equal(tensor, held[name].to(tensor.dtype)):
+        if not torch.equal(tensor, held[name].to("cpu", tensor.dtype)):  # transformers puts a base in 4 bits on a GPU
             raise ValueError(f"tensor {name} is not loaded")
     return model.eval()
 
@@ -64,7 +64,7 @@ def check(folder: Path, probe: Path, base_weights: Path | None) -> dict[str, Any
         if found != facts["tokenizer"]["input_ids"]:
             return {"fault": f"the tokenizer gives {found}, expected {facts['tokenizer']['input_ids']}"}
     with torch.no_grad():
-        logits = model(**tensors).logits.float()
+        logits = model(**{name: tensor.to(model.device) for name, tensor in tensors.items()}).logits.float().cpu()
     if logits.ndim == 3:
         logits = logits[tensors["attention_mask"].bool()]
     return {"drift": (logits - expected).abs().max().item(), "largest": expected.abs().max().item()}

@@ -13,6 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lowrank.measure.flops import FlopCounter
 from lowrank.measure.storages import tensors_in
 
+MOVES_NOTHING = frozenset(f"aten::{name}" for name in ("empty", "empty_like", "new_empty", "_unsafe_view"))
+"""What gives a tensor out and neither reads nor writes one, beside views and questions to a tensor (`prim`)."""
+
 Work = tuple[tuple[int, int, int], ...]
 """(operations, bytes read and written, how many kernels are like this), sorted."""
 
@@ -63,7 +66,7 @@ class Tally(TorchDispatchMode):
         made = list(tensors_in(result))
         for tensor in made:
             self._see(tensor)
-        if not func.is_view:
+        if not (func.is_view or func.namespace == "prim" or func._schema.name in MOVES_NOTHING):
             read = tensors_in([*args, *(kwargs or {}).values()])
             count = self._formulas.get(func.overloadpacket)
             flops = 0 if count is None else int(count(*args, **(kwargs or {}), out_val=result))
