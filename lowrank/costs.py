@@ -112,8 +112,7 @@ def assumptions(gpu: GpuFacts) -> str:
         f"Hours on one {gpu.name}: products at {EFFICIENCY:.0%} of its peak ({peaks}), everything else at "
         f"{BANDWIDTH_EFFICIENCY:.0%} of {gpu.bandwidth_gb_s:,.0f} GB/s, and {KERNEL_S * 1e6:.0f} microseconds or more "
         "for a kernel; docs/gpu.md has what of this was measured. Every row is taken to be as long as it may be, every "
-        "evaluation as one "
-        "pass over its rows, every run as if it were alone."
+        "evaluation as one pass over its rows, every run as if it were alone."
     )
 
 
