@@ -153,7 +153,7 @@ class ContextualSparsity(Part):
         inputs = {key: tensor for key, tensor in whole.items() if key != "labels"}
         trunk = getattr(self._model, "base_model", self._model)  # no head, so no logits of the whole batch
         self._now.plan = plan = self._plan(whole)
-        with torch.no_grad(), drawing_apart():
+        with torch.no_grad(), drawing_apart(whole):
             trunk(**inputs)
         self._whole = (step, plan.chosen)
 

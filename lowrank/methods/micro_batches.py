@@ -12,10 +12,13 @@ from torch.nn import functional
 from lowrank.tasks import IGNORED
 
 
-def drawing_apart() -> contextlib.AbstractContextManager[None]:
-    """Around a forward pass beside the training: the random state is afterwards as it was, here and on the accelerator
-    of this process, whatever others there are."""
-    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
+def drawing_apart(batch: Mapping[str, Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Around a forward pass beside the training: the random state is afterwards as it was, also where the batch lies.
+
+    Other accelerators that this process could see are left alone.
+    """
+    device = next(iter(batch.values())).device
+    return torch.random.fork_rng([] if device.type == "cpu" else [device])
 
 
 def together(micro_batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -159,7 +159,7 @@ class Velora(Part):
             for name, keep in self.keeps.items()
         ]
         try:
-            with torch.no_grad(), drawing_apart():
+            with torch.no_grad(), drawing_apart(micro_batches[0]):
                 for batch in micro_batches:
                     self._mask = batch.get("attention_mask")
                     self._chain.before_forward(batch, step)
