@@ -61,6 +61,16 @@ def current_plan(scale: str, studies: list[str]) -> tuple[Path, dict[str, Any]]:
     return path, read_json(path)
 
 
+def rule_of(action: str, *names: str) -> str:
+    """The name of the rule that does something with a pack, as in `train_lora_2b_0`.
+
+    Args:
+        action: `train` or `evaluate`.
+        names: of the pack, and of the evaluation.
+    """
+    return "_".join([action, *names]).replace(".", "_").replace("-", "_")
+
+
 def job_environment(path: Path) -> dict[str, str]:
     """The environment of the workflow's jobs.
 

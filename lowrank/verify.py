@@ -9,6 +9,7 @@ from pathlib import Path
 from lowrank.data.fetch import DOWNLOADS
 from lowrank.errors import IntegrityError
 from lowrank.files import MANIFEST, check_seal, hash_files, read_json, sha256_file, write_json
+from lowrank.plan import rule_of
 from lowrank.run_folder import EVALUATIONS, RUNS, WEIGHTS
 
 PREPARED = Path("resources/prepared")
@@ -105,7 +106,7 @@ def _run(folder: Path) -> Fault | None:
         pack = str(read_json(folder / MANIFEST)["pack"])
     except (IntegrityError, KeyError, TypeError):
         pack = ""  # what is wrong is said below
-    rule = f"train_{pack.replace('.', '_').replace('-', '_')}" if pack else "train"
+    rule = rule_of("train", pack) if pack else "train"
     return _sealed(folder, rule, f"lowrank rerun {folder.name} && snakemake --cores all")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lowrank.accounting import COLUMNS, RECORD, Line, Short, job_name, ran_short, record
-from lowrank.report.used import planned_and_used, rule_of
+from lowrank.plan import rule_of
+from lowrank.report.used import planned_and_used
 from snakemake_executor_plugin_lowrank_slurm import watching
 
 PACKS = {
@@ -65,10 +66,9 @@ def test_what_is_not_told_is_missing(tmp_path: Path) -> None:
     assert row["asked_bytes"] is row["used_bytes"] is None
 
 
-def test_the_report_and_the_rules_agree_on_names() -> None:
-    rules = (Path(__file__).parents[1] / "workflow" / "rules" / "common.smk").read_text()
-    assert 'pack["name"].replace(".", "_").replace("-", "_")' in rules
-    assert rule_of(PACKS["lora.velora-2b-0"]) == "train_lora_velora_2b_0"
+def test_the_name_of_a_rule() -> None:
+    assert rule_of("train", "lora.velora-2b-0") == "train_lora_velora_2b_0"
+    assert rule_of("evaluate", "full-3c-1", "test-1f") == "evaluate_full_3c_1_test_1f"
 
 
 WARNED = "7|FAILED|430|10|1000M||\n7.batch|FAILED|430|||100M|\n7.0|FAILED|425|||300M|\n"

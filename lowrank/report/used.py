@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.accounting import read_record, size_bytes
+from lowrank.plan import rule_of
 
 
 def planned_and_used(plan: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
@@ -22,7 +23,7 @@ def planned_and_used(plan: Mapping[str, Any], file: Path) -> list[dict[str, Any]
     """
     lines, rows = read_record(file), []
     for study in plan["studies"]:
-        packs = {rule_of(pack): pack for pack in plan["packs"].values() if study in pack["owners"]}
+        packs = {rule_of("train", pack["name"]): pack for pack in plan["packs"].values() if study in pack["owners"]}
         own = [line for line in lines if line.name in packs]
         jobs = [line for line in own if "." not in line.job]
         asked = [size for line in own if (size := size_bytes(line.asked)) is not None]
@@ -40,8 +41,3 @@ def planned_and_used(plan: Mapping[str, Any], file: Path) -> list[dict[str, Any]
                 }
             )
     return rows
-
-
-def rule_of(pack: Mapping[str, Any]) -> str:
-    """The name of the rule that trains a pack."""
-    return f"train_{pack['name'].replace('.', '_').replace('-', '_')}"

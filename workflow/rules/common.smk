@@ -31,10 +31,6 @@ def prepared_data(pack):
     return [f"resources/prepared/{name}/manifest.json" for name in sorted(names)]
 
 
-def rule_name(pack):
-    return pack["name"].replace(".", "_").replace("-", "_")
-
-
 def asked(needs, processes=1):
     """What a job asks a scheduler for: what is planned, and more of what its earlier jobs ran out of."""
     whole = {**needs, "gpus": needs["gpus"] * processes}
@@ -95,7 +91,7 @@ def mark_forced_runs():
     settings = workflow.dag_settings
     forced = {str(name) for name in settings.forcerun}
     for pack in PLAN["packs"].values():
-        rule_forced = settings.forceall or f"train_{rule_name(pack)}" in forced
+        rule_forced = settings.forceall or rule_of("train", pack["name"]) in forced
         for run in pack["members"]:
             if rule_forced or any(
                 name.startswith(f"results/runs/{run}/") for name in forced
@@ -119,7 +115,7 @@ def allow_for_time_limits():
     """
     given = workflow.execution_settings.retries
     for pack in PLAN["packs"].values() if given else []:
-        trains = workflow.get_rule(f"train_{rule_name(pack)}")
+        trains = workflow.get_rule(rule_of("train", pack["name"]))
         trains.restart_times = given + SITE.jobs_for(pack["minutes"]) - 1
 
 

@@ -7,7 +7,7 @@ for pack in PLAN["packs"].values():
 
     rule:
         name:
-            f"train_{rule_name(pack)}"
+            rule_of("train", pack["name"])
         input:
             data=prepared_data(pack),
             cards=[
@@ -38,7 +38,7 @@ for pack in PLAN["packs"].values():
 
         rule:
             name:
-                f"evaluate_{rule_name(pack)}_{evaluation.replace('-', '_')}"
+                rule_of("evaluate", pack["name"], evaluation)
             input:
                 run_files(pack),
                 data=f"resources/prepared/{pack['evaluations'][evaluation]}/manifest.json",
