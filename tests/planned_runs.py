@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lowrank.planning import make_plan
+from lowrank.report import build  # noqa: F401 - registers the kinds
 from lowrank.report.context import Context
 from lowrank.report.opened import open_study
 from lowrank.report.views import parse_views
