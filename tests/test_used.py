@@ -64,6 +64,8 @@ def test_what_is_not_told_is_missing(tmp_path: Path) -> None:
     record("train_lora_1a_0", "9|COMPLETED|60|60|||\n", file)
     (row,) = planned_and_used(PLAN, file)
     assert row["asked_bytes"] is row["used_bytes"] is None
+    record("train_lora_1a_0", watching.bare("10", "FAILED"), file)
+    assert planned_and_used(PLAN, file) == [row], "of the tenth the accounting said nothing"
 
 
 def test_the_name_of_a_rule() -> None:

@@ -25,7 +25,7 @@ def planned_and_used(plan: Mapping[str, Any], file: Path) -> list[dict[str, Any]
     for study in plan["studies"]:
         packs = {rule_of("train", pack["name"]): pack for pack in plan["packs"].values() if study in pack["owners"]}
         own = [line for line in lines if line.name in packs]
-        jobs = [line for line in own if "." not in line.job]
+        jobs = [line for line in own if "." not in line.job and line.elapsed_s]  # those that the accounting knows
         asked = [size for line in own if (size := size_bytes(line.asked)) is not None]
         held = [size for line in own if (size := size_bytes(line.held)) is not None]
         if jobs:
@@ -35,7 +35,7 @@ def planned_and_used(plan: Mapping[str, Any], file: Path) -> list[dict[str, Any]
                     "jobs": len({line.name for line in jobs}),
                     "attempts": len(jobs),
                     "planned_hours": sum(packs[rule]["expected_minutes"] for rule in {line.name for line in jobs}) / 60,
-                    "used_hours": sum(int(line.elapsed_s or 0) for line in jobs) / 3600,
+                    "used_hours": sum(int(line.elapsed_s) for line in jobs) / 3600,
                     "asked_bytes": max(asked, default=None),
                     "used_bytes": max(held, default=None),
                 }
