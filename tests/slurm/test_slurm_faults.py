@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,7 +114,14 @@ def test_a_job_that_vanishes_from_its_node(cluster: Cluster, slow: SlowSite, don
     for number in ours:
         os.kill(number, signal.SIGKILL)
     os.killpg(os.getpgid(pid), signal.SIGKILL)  # with the job's own Snakemake, which nobody would end
-    cluster.run("scontrol", "reconfigure")
+
+    def missed() -> bool:
+        """The controller asks its node anew; it forgives the absence of a job that it takes for a young one."""
+        cluster.run("scontrol", "reconfigure")
+        time.sleep(5)
+        return job not in cluster.jobs("-t", "running")
+
+    cluster.until(missed, "a controller that misses the job", 300)
     slow.stopped(job)
     start_now(cluster, job)
     ended(process)
