@@ -28,7 +28,7 @@ from lowrank.report import style
 from lowrank.report.overview import overview
 from lowrank.report.text import duration, number, size
 from lowrank.report.timings import of_study
-from lowrank.report.verdicts import VERDICTS
+from lowrank.report.verdicts import VERDICTS, reproduced, told
 from lowrank.report.views import parse_views
 from lowrank.study import load_study, studies
 
@@ -110,12 +110,16 @@ def counts(frozen: Path) -> dict[str, dict[str, int]]:
 
 def _picture(frozen: Path) -> str:
     verdicts: Counter[str] = Counter()
+    split: Counter[str] = Counter()
     for found in counts(frozen).values():
         verdicts.update(found)
-    told = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICTS if verdicts[verdict])
+    for study in studies():
+        if (frozen / study / "claims.json").is_file():
+            split.update(_split(study, read_json(frozen / study / "claims.json")))
+    said = ", ".join(told(verdict, verdicts[verdict], split) for verdict in VERDICTS if verdicts[verdict])
     return (
         f'<img src="docs/frozen/{OVERVIEW}.png" width="100%" alt="Verdicts on the published numbers of each document">'
-        f"\n\n{sum(verdicts.values())} published numbers and sentences at {SCALE} scale: {told}.\n"
+        f"\n\n{sum(verdicts.values())} published numbers and sentences at {SCALE} scale: {said}.\n"
     )
 
 
@@ -179,7 +183,10 @@ def _block(folder: Path, figures: list[str]) -> str:
     facts, claims = read_json(folder / "facts.json"), read_json(folder / "claims.json")
     where = f"docs/frozen/{folder.name}"
     made_from = "; ".join(", ".join(facts[key]) for key in ("model", "data", "device"))
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in claims["counts"].items() if number)
+    split = _split(folder.name, claims)
+    counts = ", ".join(
+        told(verdict, claims["counts"].get(verdict, 0), split) for verdict in VERDICTS if claims["counts"].get(verdict)
+    )
     images = "\n".join(
         f'<img src="{where}/{name}.png" width="49%" alt="{html.escape(_title(folder, name))}">' for name in figures
     )
@@ -193,6 +200,10 @@ def _block(folder: Path, figures: list[str]) -> str:
         f"<details><summary>The {len(rows)} sentences, one by one</summary>\n\n"
         f"| id | the document says | verdict | because |\n|---|---|---|---|\n{table}\n\n</details>\n"
     )
+
+
+def _split(study: str, claims: Mapping[str, Any]) -> dict[str, int]:
+    return reproduced(parse_views(load_study(study).model_dump(), study), claims["entries"])
 
 
 def _row(entry: dict[str, Any]) -> list[str]:

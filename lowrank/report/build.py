@@ -36,7 +36,7 @@ from lowrank.report.kinds import Summary
 from lowrank.report.ledger import Ledger
 from lowrank.report.opened import RUNS
 from lowrank.report.seeds import left_out, spread
-from lowrank.report.verdicts import VERDICTS, decide
+from lowrank.report.verdicts import VERDICTS, decide, reproduced
 from lowrank.report.views import Views
 
 
@@ -105,6 +105,7 @@ def verdicts(context: Context) -> dict[str, Any]:
         | {name: int(number) for name, number in context.runs["status"].value_counts().items()},
         "artefacts": {artefact.id: artefact.title for artefact in context.ledger.artefacts},
         "counts": {verdict: counts[verdict] for verdict in VERDICTS},
+        "reproduced": reproduced(context.views, entries),
         "shares": {verdict: counts[verdict] / len(entries) if entries else None for verdict in VERDICTS},
         "cost": cost(context),
         "spread": spread(context),

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowrank.report.context import Context, check
-from lowrank.report.export import RESULT_KEYS
 from lowrank.report.kinds import (
     Case,
     DependsClaim,
@@ -16,7 +15,6 @@ from lowrank.report.kinds import (
     Optima,
     OutperformsClaim,
     RatioClaim,
-    ResultsSchemaClaim,
     TiedClaim,
 )
 from lowrank.report.optima import Optimum, same_ratio, selects
@@ -49,7 +47,7 @@ def combine(parts: Sequence[Finding], evidence: Sequence[str]) -> Finding:
     """All must hold: one counter-example differs, one open question leaves the whole open."""
     if not parts:
         return Finding("not run", "no run of these configurations at this scale", tuple(evidence))
-    order: tuple[Verdict, ...] = ("differs", "not run", "not resolved", "reproduced")
+    order: tuple[Verdict, ...] = ("differs", "not run", "not resolved", "reproduced", "by construction")
     for verdict in order:
         hits = [part for part in parts if part.verdict == verdict]
         if hits:
@@ -217,24 +215,20 @@ def _signed(value: float) -> str:
 
 @check(GridResolutionClaim)
 def grid_resolution(context: Context, view: GridResolutionClaim, optima: None) -> Finding:
-    """Whether the ranges that a grid leaves open around the stated ratios overlap.
+    """Whether the ranges that the document's grid leaves open around the stated ratios overlap.
 
     Each side's optimum is known to half a step either way, so a ratio is known to one whole step:
-    [ratio / step, ratio * step].
+    [ratio / step, ratio * step], step = (highest / lowest) ** (1 / (values - 1)).
     """
-    ranges = [(ratio / view.step, ratio * view.step) for ratio in sorted(view.ratios)]
+    rows = [e.cell.row for name in view.curves for e in context.ledger.artefact(name).entries if e.cell is not None]
+    grid = sorted({float(str(row[view.axis])) for row in rows})
+    step = (grid[-1] / grid[0]) ** (1 / (len(grid) - 1))
+    ranges = [(ratio / step, ratio * step) for ratio in sorted(view.ratios)]
     evidence = [
         f"{number(ratio)}×: between {number(low)} and {number(high)}"
         for ratio, (low, high) in zip(sorted(view.ratios), ranges, strict=True)
     ]
     overlap = all(left[1] > right[0] or math.isclose(left[1], right[0]) for left, right in itertools.pairwise(ranges))
     told = "cannot be told apart" if overlap else "are apart"
-    cause = f"with a factor of {number(view.step)} between learning rates, neighbouring ratios {told}"
+    cause = f"with a factor of {number(step)} between learning rates, neighbouring ratios {told}"
     return Finding("reproduced" if overlap else "differs", cause, tuple(evidence))
-
-
-@check(ResultsSchemaClaim)
-def results_schema(context: Context, view: ResultsSchemaClaim, optima: None) -> Finding:
-    """Whether our files of results have exactly the document's keys."""
-    same = set(view.keys) == set(RESULT_KEYS)
-    return Finding("reproduced" if same else "differs", f"our files have {', '.join(RESULT_KEYS)}")

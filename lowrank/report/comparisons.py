@@ -12,8 +12,8 @@ import pandas as pd
 from lowrank.report.checks import combine, shown_difference
 from lowrank.report.context import Context, check
 from lowrank.report.frame import need_columns, plain, select
-from lowrank.report.kinds import CompareClaim, OrderClaim, UnmeasurableClaim, WithinClaim
-from lowrank.report.samples import Sample, samples
+from lowrank.report.kinds import ByConstructionClaim, CompareClaim, OrderClaim, UnmeasurableClaim, WithinClaim
+from lowrank.report.samples import Sample, in_order, need_all_rows, samples
 from lowrank.report.stats import Estimate, paired
 from lowrank.report.text import configuration, label, number
 from lowrank.report.verdicts import Finding
@@ -25,10 +25,12 @@ Pair = tuple[Sample, Sample]
 def compare(context: Context, view: CompareClaim, optima: None) -> Finding:
     """Whether each configuration of one side beats (or equals) each of the other, seed by seed."""
     found = samples(context, view.table, view.metric, f"{context.study}: claims")
+    need_all_rows(found, view, f"{context.study}: claims: {view.table}")
     left, right = ([one for one in found if one.selected(where)] for where in (view.better, view.worse))
     pairs = [(a, b) for a in left for b in right if all(a.keys.get(key) == b.keys.get(key) for key in view.by)]
     parts = [judge(pair, view) for pair in pairs]
     evidence = [_evidence(pair, view.metric, view.goal) for pair in pairs]
+    evidence += [f"left out: {view.leaves_out}"] if view.leaves_out else []
     hits = [part for part in parts if part.verdict == "reproduced"]
     if view.anywhere and hits:
         return Finding("reproduced", f"{len(hits)} of {len(parts)}: {hits[0].cause}", tuple(evidence))
@@ -41,7 +43,10 @@ def compare(context: Context, view: CompareClaim, optima: None) -> Finding:
 def order(context: Context, view: OrderClaim, optima: None) -> Finding:
     """Whether every configuration of a ranking beats every later one."""
     found = samples(context, view.table, view.metric, f"{context.study}: claims")
+    need_all_rows(found, view, f"{context.study}: claims: {view.table}")
     places = [[one for one in found if one.selected(where)] for where in view.ranking]
+    if view.along is not None:
+        places = in_order(found, view.along, view.best, f"{context.study}: claims: {view.table}")
     absent = [str(index + 1) for index, place in enumerate(places) if not place]
     pairs = [pair for a, b in itertools.combinations(places, 2) for pair in itertools.product(a, b)]
     rule = CompareClaim(check="compare", table=view.table, metric=view.metric, goal=view.goal, better={}, worse={})
@@ -65,7 +70,7 @@ def judge(pair: Pair, view: CompareClaim) -> Finding:
     verdict = _verdict(gain, view)
     sides = f"{ours.name} {_relation(gain)} {other.name}: {label(view.metric)} {_shown(gain, view.goal, exact)}"
     limited = _limited(ours, other, verdict, view.equal_within is not None)
-    if limited:
+    if limited and gain.low != gain.high:  # what is the same for every seed is a count, which no rate changes
         return Finding("not resolved", f"{sides}; but {limited}")
     caveats = [f"{one.name}: {one.tuning}" for one in pair if one.tuning and one.tuning != "nothing to tune"]
     return Finding(verdict, "; ".join([sides, *caveats]))
@@ -169,9 +174,6 @@ def _within(row: dict[Any, Any], name: str, view: WithinClaim, measured: bool) -
     if value is None:
         status = row.get("status", "ok")
         return Finding("not run" if status != "ok" else "not resolved", f"{name}: {row.get('cause') or 'no value'}")
-    if isinstance(value, str) or isinstance(view.equals, str):
-        same = value == view.equals
-        return Finding("reproduced" if same else "differs", f"{name}: {label(view.column)} {value}")
     low, high = (plain(row.get(f"{view.column}_{end}")) for end in ("low", "high"))
     if measured and (low is None or high is None):
         why = "one seed" if f"{view.column}_low" in row else "no interval over seeds"
@@ -208,6 +210,12 @@ def _with_interval(row: dict[Any, Any], column: str) -> str:
     low, high = (plain(row.get(f"{column}_{end}")) for end in ("low", "high"))
     shown = number(plain(row[column]))
     return shown if low is None or high is None else f"{shown} [{number(low)}, {number(high)}]"
+
+
+@check(ByConstructionClaim)
+def by_construction(context: Context, view: ByConstructionClaim, optima: None) -> Finding:
+    """What holds because we made it so, with how."""
+    return Finding("by construction", view.reason)
 
 
 @check(UnmeasurableClaim)

@@ -82,7 +82,7 @@ class Context:
         return pd.concat([self.runs.iloc[:0], *(runs for _, runs in cells)])
 
     def measured(self, name: str) -> bool:
-        """Whether runs enter a table, or a table that it is computed from."""
+        """Whether means over seeds enter a table, or a table that it is computed from: such a value has an interval."""
         view = self.views.tables[name]
         return view.kind in CELLS or any(map(self.measured, view.reads()))  # type: ignore[attr-defined]
 

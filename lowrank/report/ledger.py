@@ -32,7 +32,7 @@ class Entry(Strict):
     factor: PositiveFloat | None = None
     """Largest ratio, either way, that reproduces the value."""
     among: bool = False
-    """The value is reproduced where it is one of those that our cell lists."""
+    """The value is a setting: where our cell lists it, it holds by construction, for we typed it in."""
     cell: CellRef | None = None
     """Where our answer stands."""
     at_most: CellRef | None = None

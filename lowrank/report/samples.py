@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lowrank.errors import ConfigError
 from lowrank.report.context import Context
 from lowrank.report.frame import by_seed, meets, need_columns, plain, state
-from lowrank.report.kinds import Where
+from lowrank.report.kinds import SidesClaim, Where
 from lowrank.report.text import configuration
 
 
@@ -70,6 +70,45 @@ def samples(context: Context, table: str, metric: str, place: str) -> list[Sampl
         seeds, titles = runs["seed"].nunique(), context.views.titles
         found.append(Sample(keys, values, None, seeds, status, cause, edge, tuning, titles))
     return found
+
+
+def need_all_rows(found: Sequence[Sample], view: SidesClaim, place: str) -> None:
+    """Refuses a claim that passes over rows of its table without saying why.
+
+    Passed over is a row in no side that would be in one but for a column that some side names; the arm and the
+    label apart, for the sentence names the methods that it compares.
+
+    Raises:
+        ConfigError: names the rows.
+    """
+    sides = view.rests_on()
+    named = {column for side in sides for column in side} - {"arm", "label"}
+    loose = [{column: condition for column, condition in side.items() if column not in named} for side in sides]
+    absent = [
+        one.name
+        for one in found
+        if not any(one.selected(side) for side in sides) and any(one.selected(side) for side in loose)
+    ]
+    if absent and not view.leaves_out:
+        told = f"rows along {', '.join(sorted(named))} are in no side: {'; '.join(absent)}"
+        raise ConfigError(f"{place}: {told}; allowed: all of them, or leaves_out with the reason")
+
+
+def in_order(found: Sequence[Sample], along: str, best: str, place: str) -> list[list[Sample]]:
+    """All rows in places by the value of a column, a number or several separated by commas, the best one first.
+
+    Raises:
+        ConfigError: a value that is no number.
+    """
+    places: dict[tuple[float, ...], list[Sample]] = {}
+    for one in found:
+        try:
+            value = tuple(float(part) for part in str(one.keys.get(along)).split(","))
+        except ValueError:
+            told = f"{along} {one.keys.get(along)!r} is no number"
+            raise ConfigError(f"{place}: {told}; allowed: numbers, separated by commas") from None
+        places.setdefault(value, []).append(one)
+    return [places[value] for value in sorted(places, reverse=best == "most")]
 
 
 def _computed(row: dict[Any, Any], metric: str) -> Sample:

@@ -153,6 +153,10 @@ class Report:
     def _counts(self) -> str:
         counts = self.record["counts"]
         items = "".join(f"<li>{badge(verdict)} {counts[verdict]}</li>" for verdict in VERDICTS if counts[verdict])
+        split = self.record["reproduced"]
+        if counts["reproduced"]:
+            parts = f"{split['measured']} measured, {split['computed']} computed"
+            items += f"<li><small>Of those reproduced: {parts}.</small></li>"
         return f'<ul class="counts" aria-label="published numbers and sentences by verdict">{items}</ul>'
 
     def _figure(self, name: str) -> str:

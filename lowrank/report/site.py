@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lowrank.report.html import answers, badge, cell_text, escape, template
 from lowrank.report.inline import inline_svg
 from lowrank.report.run_page import run_link
 from lowrank.report.text import duration, number, size
-from lowrank.report.verdicts import VERDICTS, published
+from lowrank.report.verdicts import VERDICTS, published, told
 from lowrank.yaml_files import read_yaml
 
 STUDY_FILES = REPOSITORY / "workflow" / "studies"
@@ -66,7 +67,12 @@ def render_index(
     write_text(results / "references.bib", bibtex(chain_parts(raws.values())))
     entries = [{"study": study, **entry} for study, record in records.items() for entry in record["entries"]]
     entries.sort(key=lambda entry: (studies.index(entry["study"]), KINDS.index(entry["kind"])))
+    counts = Counter(entry["verdict"] for entry in entries)
+    split = Counter[str]()
+    for record in records.values():
+        split.update(record["reproduced"])
     page = template("index").render(
+        told=[told(verdict, counts[verdict], split) for verdict in VERDICTS if counts[verdict]],
         scale=scale,
         cards=[_card(study, raws[study], records[study], folder / study, scale, took or {}) for study in studies],
         rows=[_row(entry) for entry in entries],
@@ -126,6 +132,7 @@ def _card(
         ],
         "total": len(record["entries"]),
         "by_verdict": record["counts"],
+        "reproduced": record["reproduced"],
         "cause": runs["cause"],
         "dropped": raw.get("scales", {}).get(scale, {}).get("dropped") or "Nothing is left out.",
         "facts": [

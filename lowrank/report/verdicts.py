@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
 from lowrank.report.behind import rows_behind, runs_behind
 from lowrank.report.context import Context
 from lowrank.report.frame import plain, select
-from lowrank.report.kinds import CellRef
+from lowrank.report.kinds import CellRef, Optima
 from lowrank.report.ledger import Artefact, Entry
 from lowrank.report.text import rate
+from lowrank.report.views import Views
 
-Verdict = Literal["reproduced", "differs", "not resolved", "not comparable", "not run", "impossible"]
-VERDICTS: tuple[Verdict, ...] = ("reproduced", "differs", "not resolved", "not comparable", "not run", "impossible")
+Verdict = Literal["reproduced", "differs", "not resolved", "by construction", "not comparable", "not run", "impossible"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,23 @@ def decide(context: Context, artefact: Artefact, entry: Entry) -> dict[str, Any]
     record |= {"cell": entry.cell.model_dump() if entry.cell else None, "claim": entry.claim}
     record |= place
     return record | {"verdict": found.verdict, "cause": found.cause, "evidence": list(found.evidence)}
+
+
+def reproduced(views: Views, entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many of a study's reproduced entries rest on what runs measured, and how many were computed.
+
+    Args:
+        views: of the study.
+        entries: of its `claims.json`.
+    """
+    of_runs = [views.from_runs(entry["table"]) for entry in entries if entry["verdict"] == "reproduced"]
+    return {"measured": sum(of_runs), "computed": len(of_runs) - sum(of_runs)}
+
+
+def told(verdict: str, count: int, split: Mapping[str, int]) -> str:
+    """`24 reproduced (9 measured, 15 computed)`, `3 differs`."""
+    parts = f" ({split['measured']} measured, {split['computed']} computed)" if verdict == "reproduced" else ""
+    return f"{count} {verdict}{parts}"
 
 
 def _place(context: Context, entry: Entry) -> dict[str, Any]:
@@ -96,7 +115,9 @@ def _cell(context: Context, entry: Entry) -> tuple[Any, Finding]:
     if entry.cell.column == "ratio" and "tie" in row and row["tie"] != "no":
         why = "one seed" if row["tie"] == "one seed" else f"tied learning rates allow the ratios {row['ratios']}"
         return ours, Finding("not resolved", why)
-    return ours, _compare(entry, ours)
+    if entry.among:
+        return ours, _setting(entry, str(ours).split())
+    return ours, _number(context, entry, row)
 
 
 def _beyond(context: Context, entry: Entry) -> str:
@@ -132,18 +153,36 @@ def find_row(table: pd.DataFrame, cell: CellRef) -> pd.Series[Any] | None:
     return kept.iloc[0] if len(kept) else None
 
 
-def _compare(entry: Entry, ours: Any) -> Finding:
-    wanted = entry.value
-    if entry.among:
-        listed = str(ours).split()
-        held = rate(wanted) in listed
-        return Finding("reproduced" if held else "differs", f"the runs have {', '.join(listed) or 'no value'}")
-    assert isinstance(wanted, int | float | tuple)
-    low, high = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+def _setting(entry: Entry, listed: list[str]) -> Finding:
+    held = rate(entry.value) in listed
+    return Finding("by construction" if held else "not run", f"set so: the runs have {', '.join(listed) or 'no value'}")
+
+
+def _number(context: Context, entry: Entry, row: pd.Series[Any]) -> Finding:
+    """A number against what is allowed: with its whole interval where runs measured it, else as it is."""
+    assert entry.cell is not None
+    assert isinstance(entry.value, int | float | tuple)
+    column = entry.cell.column
+    ours, low, high = (plain(row.get(f"{column}{end}")) for end in ("", "_low", "_high"))
+    if context.views.from_runs(entry.cell.table) and (low is None or high is None):
+        return Finding("not resolved", "one seed" if f"{column}_low" in row else "no interval over seeds")
+    low, high = (ours, ours) if low is None or high is None else (low, high)
+    # An untied ratio of a grid is exact on that grid; its interval is what lies between the grid's values.
+    of_grid = column == "ratio" and isinstance(context.views.tables[entry.cell.table], Optima)
+    inner = (ours, ours) if of_grid else (low, high)
+    least, most = _allowed(entry)
+    interval = "" if low == high else f" [{low:.7g}, {high:.7g}]"
+    cause = f"{ours:.7g}{interval}, allowed {least:.7g}" + (f" to {most:.7g}" if most > least else " exactly")
+    if inner[0] >= least and inner[1] <= most:
+        return Finding("reproduced", cause)
+    return Finding("differs" if high < least or low > most else "not resolved", cause)
+
+
+def _allowed(entry: Entry) -> tuple[float, float]:
+    assert isinstance(entry.value, int | float | tuple)
+    low, high = entry.value if isinstance(entry.value, tuple) else (entry.value, entry.value)
     if entry.factor is not None:
-        held = low / entry.factor < ours < high * entry.factor
-        return Finding("reproduced" if held else "differs", f"{rate(ours)}, allowed a factor of {rate(entry.factor)}")
+        return low / entry.factor, high * entry.factor
     assert entry.tolerance is not None
-    allowed = entry.tolerance + entry.reading
-    off = max(low - ours, ours - high, 0.0)
-    return Finding("reproduced" if off <= allowed else "differs", f"off by {off:.4f}, allowed {allowed:.4f}")
+    slack = entry.tolerance + entry.reading
+    return low - slack, high + slack

@@ -34,6 +34,11 @@ class Views(Strict):
         """The tables that follow from shapes alone."""
         return [name for name, view in self.tables.items() if view.counted]
 
+    def from_runs(self, table: str | None) -> bool:
+        """Whether something that runs measured enters a table, or a table that it is computed from."""
+        view = None if table is None else self.tables[table]
+        return view is not None and (view.of_runs or any(map(self.from_runs, view.reads())))
+
     def outputs(self) -> list[str]:
         """Every file that `build_study` and, of counted tables, `count_study` always write."""
         tables = [f"{name}.{kind}" for name in self.tables for kind in ("csv", "html")]

@@ -6,6 +6,7 @@ its siblings; a test holds the two together. Nothing heavy is imported.
 
 from lowrank.report.kinds.base import CellRef, ClaimView, FigureView, Goal, Range, TableView, Value, Where
 from lowrank.report.kinds.claims import (
+    ByConstructionClaim,
     Case,
     CompareClaim,
     DependsClaim,
@@ -14,11 +15,12 @@ from lowrank.report.kinds.claims import (
     OrderClaim,
     OutperformsClaim,
     RatioClaim,
-    ResultsSchemaClaim,
+    SidesClaim,
     TableClaim,
     TiedClaim,
     UnmeasurableClaim,
     WithinClaim,
+    WordClaim,
 )
 from lowrank.report.kinds.derived import Dataflow, DataflowFigure, TrainingPerplexity, Use, Word, Words
 from lowrank.report.kinds.figures import Bars, Curves, Lines, Scatter
@@ -45,6 +47,7 @@ __all__ = [
     "ArithmeticRow",
     "Averages",
     "Bars",
+    "ByConstructionClaim",
     "Case",
     "CellRef",
     "ClaimView",
@@ -70,9 +73,9 @@ __all__ = [
     "Range",
     "RatioClaim",
     "Records",
-    "ResultsSchemaClaim",
     "Scatter",
     "Settings",
+    "SidesClaim",
     "Summary",
     "TableClaim",
     "TableView",
@@ -86,5 +89,6 @@ __all__ = [
     "Where",
     "WithinClaim",
     "Word",
+    "WordClaim",
     "Words",
 ]

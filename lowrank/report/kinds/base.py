@@ -41,6 +41,8 @@ class TableView(Strict):
     title: str
     note: str
     """Defines the columns; stands beside the table."""
+    of_runs: ClassVar[bool] = False
+    """Whether its values are what runs measured; those of a kind that reads other tables are if theirs are."""
     counted: ClassVar[bool] = False
     """Whether it follows from shapes alone, so that no run enters it and a job of its own makes it beside training."""
     show: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from lowrank.report.kinds.base import ClaimView, Goal, Value, Where
+from lowrank.report.kinds.base import ClaimView, Goal, Where
 from lowrank.strict import Name, NonNegativeFloat, PositiveFloat, Strict
 
 
@@ -73,19 +73,13 @@ class OutperformsClaim(SelectedOptimaClaim):
 
 
 class GridResolutionClaim(ClaimView):
-    """The stated ratios cannot be told apart on the document's own grid."""
+    """Neighbours among the ratios that the document states cannot be told apart on its own grid."""
 
     check: Literal["grid_resolution"]
-    step: PositiveFloat
-    """Factor between neighbours on the grid."""
+    curves: tuple[Name, ...]
+    """Artefacts of the published numbers whose rows name a value of `axis`: the document's grid."""
+    axis: str
     ratios: tuple[PositiveFloat, ...]
-
-
-class ResultsSchemaClaim(ClaimView):
-    """The files of results have the keys that the document prints."""
-
-    check: Literal["results_schema"]
-    keys: tuple[str, ...]
 
 
 class TableClaim(ClaimView):
@@ -94,12 +88,19 @@ class TableClaim(ClaimView):
     table: Name
 
 
-class CompareClaim(TableClaim):
+class SidesClaim(TableClaim):
+    """A claim that sets rows of a table against others of it."""
+
+    metric: str
+    goal: Goal
+    leaves_out: str = ""
+    """Why rows that differ from those of a side in what it names, the arm apart, are in no side."""
+
+
+class CompareClaim(SidesClaim):
     """Each configuration of `better` beats each of `worse`, by the paired difference over seeds."""
 
     check: Literal["compare"]
-    metric: str
-    goal: Goal
     better: Where
     worse: Where
     by: tuple[str, ...] = ()
@@ -122,17 +123,25 @@ class CompareClaim(TableClaim):
         return self
 
 
-class OrderClaim(TableClaim):
-    """Configurations in the order of a ranking, the best first: every one beats every later one."""
+class OrderClaim(SidesClaim):
+    """Configurations in an order, the best first: every one beats every later one."""
 
     check: Literal["order"]
-    metric: str
-    goal: Goal
-    ranking: tuple[Where, ...]
+    ranking: tuple[Where, ...] = ()
+    along: str | None = None
+    """In place of a ranking: all rows of the table by this column, a number or several (`16,22`)."""
+    best: Literal["most", "least"] = "most"
+    """The end of `along` that is best."""
 
     def rests_on(self) -> tuple[Where, ...]:
-        """Every place of the ranking."""
-        return self.ranking
+        """Every place of the ranking; all rows where it goes along a column."""
+        return self.ranking or ({},)
+
+    @model_validator(mode="after")
+    def _one_order(self) -> OrderClaim:
+        if bool(self.ranking) == (self.along is not None):
+            raise ValueError("give ranking, or along, a column whose values all rows are ordered by")
+        return self
 
 
 class WithinClaim(TableClaim):
@@ -143,7 +152,7 @@ class WithinClaim(TableClaim):
     column: str
     at_least: float | None = None
     at_most: float | None = None
-    equals: Value = None
+    equals: float | None = None
     tolerance: NonNegativeFloat = 0.0
     """Largest difference from `equals`."""
     reason: str
@@ -158,6 +167,26 @@ class WithinClaim(TableClaim):
         if (self.equals is None) == (self.at_least is None and self.at_most is None):
             raise ValueError("give equals (with a tolerance), or at_least and at_most")
         return self
+
+
+class WordClaim(TableClaim):
+    """The rows of a table of words have this word; the baseline's words are its own measure and say nothing."""
+
+    check: Literal["word"]
+    where: Where
+    column: str
+    equals: str
+
+    def rests_on(self) -> tuple[Where, ...]:
+        """The rows that it selects."""
+        return (self.where,)
+
+
+class ByConstructionClaim(ClaimView):
+    """A sentence that holds because we made it so, such as a file that the document lists and this page has."""
+
+    check: Literal["by_construction"]
+    reason: str
 
 
 class UnmeasurableClaim(ClaimView):

@@ -52,6 +52,7 @@ class TrainingPerplexity(TableView):
     """exp of the mean training loss of the last epoch, beside metrics of the same runs."""
 
     kind: Literal["training_perplexity"]
+    of_runs: ClassVar[bool] = True
     by: tuple[str, ...]
     metrics: tuple[str, ...]
     where: Where = {}

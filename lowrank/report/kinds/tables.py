@@ -14,6 +14,7 @@ class Summary(TableView):
     """One row per combination of `by`: mean over seeds with its interval, and what is missing."""
 
     kind: Literal["summary"]
+    of_runs: ClassVar[bool] = True
     by: tuple[str, ...]
     metrics: tuple[str, ...]
     where: Where = {}
@@ -25,6 +26,7 @@ class Optima(TableView):
     """One row per combination of `by`: the best value along `axis`, its ties, and its ratio to a baseline."""
 
     kind: Literal["optima"]
+    of_runs: ClassVar[bool] = True
     by: tuple[str, ...]
     axis: str
     metric: str
@@ -42,6 +44,7 @@ class Tuned(TableView):
     """One row per combination of `by`: the value of `axis` that `choose_by` likes best, and the metrics there."""
 
     kind: Literal["tuned"]
+    of_runs: ClassVar[bool] = True
     by: tuple[str, ...]
     axis: str
     choose_by: str
@@ -56,6 +59,7 @@ class Course(TableView):
     """A quantity over the steps of training: mean over seeds with its interval, one row per `by` and step."""
 
     kind: Literal["course"]
+    of_runs: ClassVar[bool] = True
     by: tuple[str, ...]
     tag: str
     """A scalar of the runs' event files: lr, train_loss, val_loss, val_accuracy."""
@@ -127,6 +131,7 @@ class Records(TableView):
     """The rows that an evaluation or an observer recorded, one after another, beside their run's columns."""
 
     kind: Literal["records"]
+    of_runs: ClassVar[bool] = True
     by: tuple[str, ...]
     """Columns of the runs that stand before each row's own; with them come `seed` and `run`."""
     evaluation: Name | None = None
