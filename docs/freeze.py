@@ -184,9 +184,8 @@ def _block(folder: Path, figures: list[str]) -> str:
     where = f"docs/frozen/{folder.name}"
     made_from = "; ".join(", ".join(facts[key]) for key in ("model", "data", "device"))
     split = _split(folder.name, claims)
-    counts = ", ".join(
-        told(verdict, claims["counts"].get(verdict, 0), split) for verdict in VERDICTS if claims["counts"].get(verdict)
-    )
+    split, count = _split(folder.name, claims), Counter(claims["counts"])
+    counts = ", ".join(told(verdict, count[verdict], split) for verdict in VERDICTS if count[verdict])
     images = "\n".join(
         f'<img src="{where}/{name}.png" width="49%" alt="{html.escape(_title(folder, name))}">' for name in figures
     )

@@ -40,10 +40,19 @@ class TestFreeze:
         return folder.parent
 
     def write_claims(self, folder: Path, **record: Any) -> None:
-        numbers = {"id": "n", "claim": None, "published": 1.0, "verdict": "not comparable", "cause": ""}
+        numbers = {
+            "id": "n",
+            "claim": None,
+            "published": 1.0,
+            "verdict": "not comparable",
+            "cause": "",
+            "table": "fig1",
+        }
         sentence = {"id": "C1", "claim": "C1", "published": "A | B", "verdict": "reproduced", "cause": "long " * 60}
-        counts = {"reproduced": 1, "differs": 0, "not comparable": 1}
-        entries = {"counts": counts, "entries": [numbers, sentence]}
+        sentence["table"] = "fig3"
+        caveat = {**sentence, "id": "caveat", "claim": "caveat", "table": None}
+        counts = {"reproduced": 2, "differs": 0, "not comparable": 1}
+        entries = {"counts": counts, "entries": [numbers, sentence, caveat]}
         (folder / "claims.json").write_text(
             json.dumps({"study": "lr_ratio", "cost": {"disk_bytes": 2**20}, **entries, **record})
         )
@@ -64,9 +73,8 @@ class TestFreeze:
         }
         page = "before\n<!-- frozen:lr_ratio fig1 -->\nold\n<!-- /frozen -->\nafter\n"
         picture, cost = (f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in ("picture", "cost"))
-        assert "2 published numbers and sentences at laptop scale: 1 reproduced, 1 not comparable." in self.freeze.show(
-            picture, frozen
-        )
+        said = "2 reproduced (1 measured, 1 computed), 1 not comparable."
+        assert f"3 published numbers and sentences at laptop scale: {said}" in self.freeze.show(picture, frozen)
         rows = self.freeze.show(cost, frozen).splitlines()
         assert "| `lr_ratio` | laptop | 2 | 3 of 4 | 2 min 0 s | 1 min 30 s | 1.0 GiB | 1.0 MiB |" in rows
         assert "| `velora` | laptop | – | – | – | – | – | – |" in rows
@@ -82,7 +90,7 @@ class TestFreeze:
         assert written.endswith("<!-- /frozen -->\nafter\n")
         assert "old" not in written
         assert 'src="docs/frozen/lr_ratio/fig1.png"' in written
-        assert "Of 2 published numbers and sentences: 1 reproduced, 1 not comparable." in written
+        assert f"Of 3 published numbers and sentences: {said}" in written
         (row,) = [line for line in written.splitlines() if line.startswith("| C1 ")]
         assert row.startswith("| C1 | A \\| B | **reproduced** | long ")
         assert row.endswith("… |")

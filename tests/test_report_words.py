@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from scipy.stats import ttest_rel
 
 from lowrank.errors import ConfigError
 from lowrank.report.context import Context
@@ -16,19 +17,21 @@ from lowrank.report.views import parse_views
 from lowrank.sizing import sizes
 from lowrank.train.history import write_history
 
-RUNS = [
-    {"arm": "lora", "bytes": 100.0, "accuracy": 0.8},
-    {"arm": "nf4", "bytes": 40.0, "accuracy": 0.79},
-    {"arm": "full", "bytes": 400.0, "accuracy": 0.9},
-    {"arm": "lost", "bytes": None, "accuracy": None},
-]
+RUNS = {
+    "lora": {"bytes": [100.0, 100.0, 100.0], "accuracy": [0.80, 0.81, 0.79]},
+    "nf4": {"bytes": [40.0, 40.0, 40.0], "accuracy": [0.79, 0.82, 0.76]},
+    "full": {"bytes": [400.0, 400.0, 400.0], "accuracy": [0.90, 0.91, 0.89]},
+}
 WORDS = {
     "title": "T",
     "note": "N",
     "kind": "words",
     "table": "means",
     "baseline": {"arm": ["lora"]},
-    "words": {"memory": {"column": "bytes", "limits": [[0.5, "Low"], [1, "Medium"]], "beyond": "High"}},
+    "words": {
+        "memory": {"column": "bytes", "limits": [[0.5, "Low"], [1, "Medium"]], "beyond": "High"},
+        "quality": {"column": "accuracy", "limits": [[0.98, "Medium"], [1.02, "High"]], "beyond": "Highest"},
+    },
     "uses": [
         {"column": "bytes", "goal": "min", "text": "small machines"},
         {"column": "accuracy", "goal": "max", "text": "hard tasks"},
@@ -38,28 +41,76 @@ WORDS = {
 MEANS = {"title": "T", "note": "N", "kind": "summary", "by": ["arm"], "metrics": ["bytes", "accuracy"]}
 
 
-def study(folder: Path, **tables: Any) -> Context:
-    rows = [
-        {"run": f"run-{index}", "status": "ok" if row["bytes"] else "missing", "cause": "", "seed": 0, **row}
-        for index, row in enumerate(RUNS)
+def study(
+    folder: Path, runs: dict[str, dict[str, list[float]]] = RUNS, claims: dict[str, Any] | None = None, **tables: Any
+) -> Context:
+    rows: list[dict[str, Any]] = [
+        {"arm": arm, "status": "ok", "cause": "", "seed": seed, **{name: value[seed] for name, value in found.items()}}
+        for arm, found in runs.items()
+        for seed in range(len(found["bytes"]))
     ]
+    rows.append({"arm": "lost", "status": "missing", "cause": "", "seed": 0})
+    rows = [{"run": f"run-{index}", **row} for index, row in enumerate(rows)]
     pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
     (folder / "s.yaml").write_text("study: s\ndocument: d.md\nartefacts: []\n")
-    views = parse_views({"tables": tables}, "s")
+    views = parse_views({"tables": tables, "claims": claims}, "s")
     return open_study("s", views, folder / "runs.csv", folder, "laptop", reported=folder, runs=folder)
 
 
-def test_words_follow_from_ratios_and_uses_from_what_is_best(tmp_path: Path) -> None:
+def test_words_follow_from_intervals_of_ratios_and_uses_from_what_is_best(tmp_path: Path) -> None:
     found = study(tmp_path, means=MEANS, words=WORDS).table("words").set_index("arm")
-    assert found["memory"].to_dict() | {"lost": None} == {"lora": "Medium", "nf4": "Low", "full": "High", "lost": None}
-    assert found["memory_ratio"]["nf4"] == pytest.approx(0.4)
+    assert found["memory"][["lora", "nf4", "full"]].to_dict() == {"lora": "Medium", "nf4": "Low", "full": "High"}
+    assert found["memory_ratio"]["nf4"] == found["memory_ratio_high"]["nf4"] == pytest.approx(0.4)
     assert pd.isna(found["memory"]["lost"]), "what is missing has no word"
-    assert found["use"].to_dict() == {
-        "lora": "anything",
+    low, high = ttest_rel(RUNS["nf4"]["accuracy"], RUNS["lora"]["accuracy"]).confidence_interval(0.95)
+    assert found["quality_ratio_low"]["nf4"] == pytest.approx(1 + low / 0.8)
+    assert found["quality_ratio_high"]["nf4"] == pytest.approx(1 + high / 0.8)
+    assert found["quality"][["nf4", "full"]].to_dict() == {"nf4": "Medium or High or Highest", "full": "Highest"}
+
+
+def test_a_use_is_left_open_where_being_best_is(tmp_path: Path) -> None:
+    def use(**changed: Any) -> Any:
+        three = {arm: {**found, **changed.get(arm, {})} for arm, found in RUNS.items()}
+        rule = {**WORDS, "where": {"arm": list(three)}}
+        return study(tmp_path, three, means=MEANS, words=rule).table("words").set_index("arm")["use"].to_dict()
+
+    assert use() == {"nf4": "small machines", "full": "hard tasks", "lora": "anything"}
+    near = {"accuracy": [0.85, 0.95, 0.80]}
+    assert use(lora=near) == {
         "nf4": "small machines",
-        "full": "hard tasks",
-        "lost": "anything",
+        "full": "hard tasks or anything",
+        "lora": "hard tasks or anything",
     }
+
+
+WORD = {"check": "word", "table": "words"}
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdict"),
+    [
+        ({"where": {"arm": ["nf4"]}, "column": "memory", "equals": "Low"}, "reproduced"),
+        ({"where": {"arm": ["nf4"]}, "column": "memory", "equals": "High"}, "differs"),
+        ({"where": {"arm": ["nf4"]}, "column": "quality", "equals": "High"}, "not resolved"),
+        ({"where": {"arm": ["full"]}, "column": "quality", "equals": "High"}, "differs"),
+        ({"where": {"arm": ["lora"]}, "column": "memory", "equals": "Medium"}, "by construction"),
+        ({"where": {"arm": ["lost"]}, "column": "memory", "equals": "Low"}, "not run"),
+        ({"where": {"arm": ["gone"]}, "column": "memory", "equals": "Low"}, "not run"),
+    ],
+)
+def test_a_word_is_reproduced_where_its_interval_allows_no_other(
+    tmp_path: Path, claim: dict[str, Any], verdict: str
+) -> None:
+    found = study(tmp_path, claims={"c": {**WORD, **claim}}, means=MEANS, words=WORDS).check("c")
+    assert found.verdict == verdict, found
+
+
+def test_one_seed_has_a_ratio_and_no_word(tmp_path: Path) -> None:
+    one = {arm: {name: values[:1] for name, values in found.items()} for arm, found in RUNS.items()}
+    claim = {**WORD, "where": {"arm": ["full"]}, "column": "quality", "equals": "Highest"}
+    context = study(tmp_path, one, {"c": claim}, means=MEANS, words=WORDS)
+    assert context.table("words").set_index("arm")["quality_ratio"]["full"] == pytest.approx(0.9 / 0.8)
+    assert (context.check("c").verdict, context.check("c").cause) == ("not resolved", "full: one seed")
 
 
 def test_words_need_one_baseline(tmp_path: Path) -> None:
@@ -68,7 +119,7 @@ def test_words_need_one_baseline(tmp_path: Path) -> None:
 
 
 def test_a_training_loss_gives_the_perplexity_that_it_gives(tmp_path: Path) -> None:
-    for index in range(len(RUNS)):
+    for index in range(3 * len(RUNS)):
         rows = [{"step": 1, "epoch": 1.0, "train_loss": 9.0}, {"step": 2, "epoch": 1.5, "train_loss": 1.0}]
         (tmp_path / f"run-{index}").mkdir()
         write_history(
