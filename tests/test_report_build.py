@@ -37,7 +37,7 @@ def entries(folder, runs, scale):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
-    runs = make_runs(pairs=LAPTOP_PAIRS, long=False)
+    runs = make_runs(pairs=LAPTOP_PAIRS, long=False, noise=1e-5)
     csv = write_runs(runs, folder, folder / "runs")
     record = build_study(open_study("lr_ratio", views(), csv, folder, "laptop", runs=folder / "runs"))
     return folder, record
@@ -45,7 +45,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory):
-    return entries(tmp_path_factory.mktemp("paper"), make_runs(), "paper")
+    return entries(tmp_path_factory.mktemp("paper"), make_runs(noise=1e-5), "paper")
 
 
 def test_everything_that_is_promised_is_written(built):
@@ -108,12 +108,12 @@ def test_results_files_have_the_documents_shape(built):
 
 def test_truth_that_follows_the_pattern_is_reproduced(paper):
     held = {name for name, entry in paper.items() if entry["claim"] and entry["verdict"] == "reproduced"}
-    assert {"C1a", "C1b", "C3", "C4b", "C6a", "C6b", "C7", "C9b", "caveat"} <= held
+    assert {"C1a", "C1b", "C3", "C4b", "C6a", "C7", "C9b", "caveat"} <= held
     assert paper["output-keys"]["verdict"] == "by construction"
     # The same truth contradicts what the document says of its exceptions.
-    for name in ("C0", "C2a", "C4a", "C5a", "C5b"):
-        assert paper[name]["verdict"] == "differs", name
-        assert paper[name]["evidence"]
+    assert paper["C0"]["verdict"] == paper["C2a"]["verdict"] == "differs"
+    # A ratio one step of the grid away is left open by it.
+    assert {paper[name]["verdict"] for name in ("C4a", "C5a", "C5b", "C6b")} == {"not resolved"}
 
 
 def test_the_document_contradicts_itself_where_it_does(paper):
@@ -182,7 +182,7 @@ def test_noise_is_not_mistaken_for_a_result(tmp_path):
     flat = make_runs(noise=0.05)
     found = entries(tmp_path, flat, "paper")
     assert found["C7"]["verdict"] == "not resolved"
-    assert found["C2b"]["verdict"] == "reproduced"
+    assert found["C2b"]["verdict"] == "not resolved"
 
 
 def test_a_missing_run_stays_visible(tmp_path):

@@ -43,6 +43,29 @@ def test_the_interval_is_the_paired_one_and_is_named():
     assert f"95% paired t over 3 seeds: {interval.low:+.4f} to {interval.high:+.4f}" in result.cause
 
 
+def test_words_say_what_the_interval_says():
+    assert "lora is not told apart from full: accuracy +0.0000" in found(runs_of(lora=HIGH, full=NEAR)).cause
+    equal = found(runs_of(lora=HIGH, full=NEAR), equal_within=0.06).cause
+    assert "lora is within ±0.06 of full" in equal
+    assert equal.endswith("allowed ±0.06")
+    worse = found(runs_of(lora=HIGH, full=NEAR), equal_within=0.06, or_better=True)
+    assert "lora is at most 0.06 worse than full" in worse.cause
+    assert worse.cause.endswith("allowed -0.06 or better")
+    assert worse.evidence[0].endswith("allowed -0.06 or better")
+    loss = found(runs_of(lora=HIGH, full=NEAR), goal="min", equal_within=0.06, or_better=True)
+    assert loss.cause.endswith("allowed +0.06 or better")
+
+
+def test_one_of_several_needs_more_than_its_own_interval():
+    near = [0.895, 0.90, 0.92]  # less than HIGH by 0.005, 0.01, 0: no
+    worse = [0.90 - 0.02, 0.91 - 0.03, 0.92 - 0.04]
+    assert found(runs_of(lora=worse, full=HIGH)).verdict == "differs"
+    arms = {"better": {"arm": ["lora"]}, "worse": {"arm": ["full", "b", "c"]}}
+    several = found(runs_of(lora=worse, full=HIGH, b=near, c=[0.86, 0.89, 0.9]), **arms)
+    assert several.verdict == "not resolved"
+    assert "by itself this would decide, as one of several comparisons it does not (Holm)" in several.cause
+
+
 def test_less_is_shown_as_less_where_less_is_better():
     result = found(runs_of(lora=LOW, full=HIGH), goal="min")
     assert result.verdict == "reproduced"
@@ -56,7 +79,9 @@ def test_pairs_agree_in_by_and_all_of_them_must_hold():
     assert found(both, table, by=["data"]).cause.startswith("1 of 2: lora, hard loses to full, hard")
     assert found(both, table, by=["data"], anywhere=True).verdict == "reproduced"
     assert found(both, table, by=["data"], anywhere=True, goal="min").verdict == "reproduced"
-    assert len(found(both, table).evidence) == 4
+    evidence = found(both, table).evidence
+    assert len(evidence) == 5
+    assert evidence[-1].startswith("2 comparisons")  # two of the four are the same for each seed, and no tests
 
 
 def test_a_missing_seed_leaves_it_open_and_a_diverged_side_has_lost():
@@ -82,6 +107,13 @@ def test_a_tuned_loser_at_the_edge_of_its_grid_may_do_better():
     untuned = found(runs_of(lora=inside, full={1e-3: LOW}), TUNED)
     assert untuned.verdict == "reproduced"
     assert "full: learning rate not tuned at this scale" in untuned.cause
+
+
+def test_a_best_rate_without_the_other_seeds_leaves_it_open():
+    runs = runs_of(lora={1e-4: [0.95], 1e-3: HIGH, 1e-2: [0.5]}, full={1e-4: [0.1], 1e-3: LOW, 1e-2: [0.1]})
+    result = found(runs, TUNED)
+    assert result.verdict == "not resolved"
+    assert "lora: learning rate 1e-4 is best over what all values share (seed 0)" in result.cause
 
 
 ORDER = {"check": "order", "table": "t", "metric": "accuracy", "goal": "max"}
@@ -123,7 +155,7 @@ def test_an_order_along_a_column_has_every_row_in_the_order_of_its_numbers(middl
     context = study(runs, tables={"t": {**SUMMARY, "by": ["groups"]}}, claims={"c": {**RISING, **claim}})
     result = context.check("c")
     assert result.verdict == verdict, result
-    assert len(result.evidence) == 3, "each pair, the middle one's too"
+    assert sum(" against " in line for line in result.evidence) == 3, "each pair, the middle one's too"
 
 
 def test_an_order_needs_numbers_and_one_way_of_ordering():

@@ -13,7 +13,8 @@ from lowrank.errors import ConfigError
 from lowrank.report.figures import spread
 from lowrank.report.frame import by_seed, read_runs, select, state
 from lowrank.report.kinds import Optima, Range
-from lowrank.report.optima import find_optima, same_ratio, selects
+from lowrank.report.optima import find_optima
+from lowrank.report.optimum import same_ratio, selects
 from lowrank.report.stats import estimate, paired
 from lowrank.report.text import number, rate
 from tests.report_runs import FULL_BEST, make_runs, spoil
@@ -64,7 +65,7 @@ def test_pairs_share_seeds_only():
 
 def test_one_seed_has_no_interval():
     found = estimate([1.0])
-    assert (found.low, found.high, found.resolved) == (None, None, False)
+    assert (found.low, found.high, found.certain) == (None, None, False)
 
 
 def test_clear_optimum():
@@ -87,6 +88,26 @@ def test_tie_is_a_paired_difference_with_zero_inside():
     # The spread over seeds is as large, yet every seed agrees: pairing tells them apart.
     told = only(sweep({1e-4: [0.30, 0.40, 0.50], 3e-4: [0.32, 0.42, 0.521], 1e-3: [0.8, 0.9, 1.0]}))
     assert told.tied == (1e-4,)
+
+
+def test_the_best_is_chosen_on_the_seeds_that_all_values_share():
+    # Over all its seeds 1e-3 looks worse than 1e-4; on seed 0, which both have, it is better.
+    short = {1e-4: [0.5], 1e-3: [0.4, 0.6, 0.6], 1e-2: [0.9, 0.9, 0.9]}
+    found = only(sweep(short))
+    assert (found.best, found.common, found.lacks) == (1e-3, (0,), "")
+    lacking = only(sweep({1e-4: [0.3], 1e-3: [0.4, 0.4, 0.4]}))
+    assert (lacking.best, list(lacking.metric)) == (1e-4, [0])
+    wanted = "learning rate 1e-4 is best over what all values share (seed 0), and was not run with seed 1 2"
+    assert lacking.lacks == wanted
+
+
+def test_ties_hold_for_the_whole_grid():
+    # Told from the best alone; as one of many values on the same runs, not.
+    near = {1e-4: [0.30, 0.40, 0.50], 3e-4: [0.32, 0.424, 0.528]}
+    far = {lr: [0.8, 0.9, 1.001] for lr in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
+    assert only(sweep(near)).tied == (1e-4,)
+    assert only(sweep({**near, **far})).tied == (1e-4, 3e-4)
+    assert only(sweep(near)).among(8).tied == (1e-4, 3e-4)
 
 
 def test_edge_counts_ties_too():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.report_lab import TUNED, runs_of, study
+from tests.report_lab import SUMMARY, TUNED, runs_of, study
 
 SWEEP = {1e-4: [0.70, 0.72], 1e-3: [0.90, 0.91], 1e-2: [0.80, 0.79]}
 
@@ -43,6 +43,25 @@ def test_a_diverged_value_does_not_compete_and_a_missing_one_is_named():
     assert tuned(runs).loc["lora", "best_lr"] == 1e-2
     runs.loc[best & (runs["seed"] == 0), ["status", "cause"]] = ["missing", "not trained"]
     assert "may have been better is missing" in tuned(runs).loc["lora", "tuning"]
+
+
+def test_values_are_compared_on_the_seeds_that_all_have():
+    lora, other = {1e-4: [0.8], 1e-3: [0.9, 0.6, 0.6], 1e-2: [0.7]}, {1e-4: [0.9], 1e-3: [0.8, 0.8]}
+    table = tuned(runs_of(lora=lora, other=other))
+    row = table.loc["lora"]
+    assert (row["best_lr"], row["tuning"], row["status"]) == (1e-3, "learning rate chosen on seed 0 of 3", "ok")
+    row = table.loc["other"]  # never a silent worse choice
+    assert (row["best_lr"], row["status"], row["seeds"], row["seeds_planned"]) == (1e-4, "partial", 1, 2)
+    assert row["cause"] == "learning rate 1e-4 is best over what all values share (seed 0), and was not run with seed 1"
+
+
+def test_an_interval_ends_where_the_metric_does():
+    runs = runs_of(lora=[0.6, 0.99, 0.99]).assign(test_loss=[0.9, 0.01, 0.01], gap=[-1.0, 0.0, 1.0])
+    summary = {**SUMMARY, "metrics": ["accuracy", "test_loss", "gap"]}
+    row = study(runs, tables={"t": summary}).table("t").iloc[0]
+    assert (row["accuracy_high"], row["test_loss_low"]) == (1.0, 0.0)
+    assert 0 < row["accuracy_low"] < row["accuracy"]
+    assert row["gap_low"] < -2
 
 
 def test_nothing_has_run():

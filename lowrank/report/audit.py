@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from lowrank.report.checks import combine
 from lowrank.report.context import Context, table
 from lowrank.report.frame import meets
+from lowrank.report.judging import combine
 from lowrank.report.kinds import DocumentCurves, RatioClaim
-from lowrank.report.optima import same_ratio
+from lowrank.report.optimum import same_ratio
 from lowrank.report.text import number, numbers
 from lowrank.report.verdicts import Finding
 

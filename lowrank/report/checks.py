@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowrank.report.context import Context, check
+from lowrank.report.judging import chances, combine, judge, said_of_several, shown_difference
 from lowrank.report.kinds import (
     Case,
     DependsClaim,
@@ -17,10 +18,10 @@ from lowrank.report.kinds import (
     RatioClaim,
     TiedClaim,
 )
-from lowrank.report.optima import Optimum, same_ratio, selects
-from lowrank.report.stats import CONFIDENCE, Estimate, paired
+from lowrank.report.optimum import Optimum, same_ratio, selects, together
+from lowrank.report.stats import paired
 from lowrank.report.text import label, number, numbers, rate
-from lowrank.report.verdicts import Finding, Verdict
+from lowrank.report.verdicts import Finding
 
 
 def describe(optimum: Optimum) -> str:
@@ -38,36 +39,29 @@ def _blocked(optimum: Optimum) -> Finding | None:
         return Finding("not run", f"{describe(optimum)}: {optimum.cause or (base.cause if base else '')}")
     if optimum.incomplete or (base is not None and base.incomplete):
         return Finding("not resolved", f"{describe(optimum)}: {optimum.cause or (base.cause if base else '')}")
+    lacks = optimum.lacks or (base.lacks if base is not None else "")
+    if lacks:
+        return Finding("not resolved", f"{describe(optimum)}: {lacks}")
     if len(optimum.metric) < 2 or (base is not None and len(base.metric) < 2):
         return Finding("not resolved", "one seed")
     return None
 
 
-def combine(parts: Sequence[Finding], evidence: Sequence[str]) -> Finding:
-    """All must hold: one counter-example differs, one open question leaves the whole open."""
-    if not parts:
-        return Finding("not run", "no run of these configurations at this scale", tuple(evidence))
-    order: tuple[Verdict, ...] = ("differs", "not run", "not resolved", "reproduced", "by construction")
-    for verdict in order:
-        hits = [part for part in parts if part.verdict == verdict]
-        if hits:
-            causes = list(dict.fromkeys(part.cause for part in hits))
-            shown = "; ".join(causes[:3]) + (f"; and {len(causes) - 3} more" if len(causes) > 3 else "")
-            if len(parts) > 1:
-                shown = f"all {len(parts)} hold" if verdict == "reproduced" else f"{len(hits)} of {len(parts)}: {shown}"
-            return Finding(verdict, shown, tuple(evidence))
-    raise AssertionError(parts)
-
-
 @check(RatioClaim)
 def ratio(context: Context, view: RatioClaim, optima: list[Optimum]) -> Finding:
     """Each optimum that a case selects has (or has not) the ratio it states."""
-    parts, evidence = [], []
-    for case in view.cases:
-        for optimum in (found for found in optima if selects(case.where, found)):
-            parts.append(_ratio(case, optimum))
-            evidence.append(_ratio_evidence(case, optimum))
-    return combine(parts, evidence)
+    chosen = [(case, found) for case in view.cases for found in optima if selects(case.where, found)]
+    wide = together([found for _, found in chosen])
+    parts = [_ratio(case, found) for (case, _), found in zip(chosen, wide, strict=True)]
+    evidence = [_ratio_evidence(case, found) for (case, _), found in zip(chosen, wide, strict=True)]
+    return combine(parts, [*evidence, *_said_of_ties(wide)])
+
+
+def _said_of_ties(optima: Sequence[Optimum]) -> list[str]:
+    """How ties were found where several optima are looked at together."""
+    if not optima or optima[0].family < 2:
+        return []
+    return [f"ties hold for all {optima[0].family} optima together (Bonferroni)"]
 
 
 def _ratio(case: Case, optimum: Optimum) -> Finding:
@@ -77,14 +71,19 @@ def _ratio(case: Case, optimum: Optimum) -> Finding:
     assert optimum.ratio is not None
     assert optimum.base is not None
     which = describe(optimum)
-    matches = [same_ratio(found, case.ratio) for found in optimum.ratios]
     edges = [f"{who} {edge}" for who, edge in ((which, optimum.edge), ("the baseline", optimum.base.edge)) if edge]
+    has = all(same_ratio(found, case.ratio) for found in optimum.ratios)
+    if not edges and (has or not optimum.may_have(case.ratio)):
+        return Finding("reproduced" if has == case.holds else "differs", f"{which} has {number(optimum.ratio)}×")
+    if not has and len(optimum.ratios) > 1:
+        return Finding("not resolved", f"{which}: tied learning rates allow the ratios {numbers(optimum.ratios)}")
     if edges:
         return Finding("not resolved", f"the optimum lies at the edge of its grid ({', '.join(edges)})")
-    if any(matches) and not all(matches):
-        return Finding("not resolved", f"{which}: tied learning rates allow the ratios {numbers(optimum.ratios)}")
-    held = all(matches) == case.holds
-    return Finding("reproduced" if held else "differs", f"{which} has {number(optimum.ratio)}×")
+    low, high = optimum.ratio_between
+    between = f"between {number(low)} and {number(high)} on this grid"
+    return Finding(
+        "not resolved", f"{which}: {number(optimum.ratio)}×, {between}, which leaves {number(case.ratio)}× open"
+    )
 
 
 def _ratio_evidence(case: Case, optimum: Optimum) -> str:
@@ -105,29 +104,39 @@ def _ratio_evidence(case: Case, optimum: Optimum) -> str:
 
 @check(TiedClaim)
 def tied(context: Context, view: TiedClaim, optima: list[Optimum]) -> Finding:
-    """At least one optimum of those selected cannot be told from its runner-up."""
+    """At least one optimum of those selected equals its runner-up within the margin; a wide interval shows nothing."""
     chosen = [optimum for optimum in optima if selects(view.where, optimum)]
+    found = [(optimum, optimum.gap) for optimum in chosen if optimum.gap is not None and not _blocked(optimum)]
+    allowed = f"allowed ±{view.margin:g}"
     evidence = [
-        f"{describe(o)}: runner-up {rate(o.runner_up)}, worse by {shown_difference(o.gap)}" for o in chosen if o.gap
+        f"{describe(o)}: runner-up {rate(o.runner_up)}, worse by {shown_difference(gap)}, {allowed}" for o, gap in found
     ]
-    ties = [describe(optimum) for optimum in chosen if optimum.tied[1:]]
+    evidence += [*said_of_several(len(found)), *([f"untested: {view.untested}"] if view.untested else [])]
+    verdicts = [verdict for verdict, _ in judge([chances(gap, view.margin) for _, gap in found], anywhere=True)]
+    ties = [describe(one) for (one, _), verdict in zip(found, verdicts, strict=True) if verdict == "reproduced"]
+    margin = f"{view.margin:g} of {label(_table(context, view.table).metric)}"
     if ties:
-        return Finding("reproduced", f"tied within seed noise: {'; '.join(ties)}", tuple(evidence))
-    blocked = [found for optimum in chosen if (found := _blocked(optimum))]
+        cause = f"the runner-up is as good within {margin}: {'; '.join(ties)}"
+        return Finding("reproduced", cause + (f"; untested: {view.untested}" if view.untested else ""), tuple(evidence))
+    blocked = [finding for optimum in chosen if (finding := _blocked(optimum))]
     if blocked or not chosen:
         return combine(blocked, evidence)
-    return Finding("differs", f"none of {len(chosen)} optima is tied", tuple(evidence))
+    if all(verdict == "differs" for verdict in verdicts):
+        return Finding("differs", f"none of {len(chosen)} runners-up is as good within {margin}", tuple(evidence))
+    return Finding(
+        "not resolved", f"the intervals are wider than {margin}: they show no tie, and exclude none", tuple(evidence)
+    )
 
 
 @check(DependsClaim)
 def depends(context: Context, view: DependsClaim, optima: list[Optimum]) -> Finding:
     """Whether the best value moves when one factor changes and the others stay."""
-    chosen = [optimum for optimum in optima if selects(view.where, optimum)]
+    chosen = together([optimum for optimum in optima if selects(view.where, optimum)])
     grouped: dict[tuple[Any, ...], list[Optimum]] = {}
     for optimum in chosen:
         grouped.setdefault(tuple(optimum.keys.get(key) for key in view.fixed), []).append(optimum)
     groups = {key: group for key, group in grouped.items() if len({o.keys[view.factor] for o in group}) > 1}
-    evidence = [_depends_evidence(view, key, group) for key, group in groups.items()]
+    evidence = [_depends_evidence(view, key, group) for key, group in groups.items()] + _said_of_ties(chosen)
     usable = {key: [o for o in group if not _blocked(o)] for key, group in groups.items()}
     moved = [pair for group in usable.values() for pair in itertools.combinations(group, 2) if _apart(*pair)]
     if moved:
@@ -163,8 +172,9 @@ def outperforms(context: Context, view: OutperformsClaim, optima: list[Optimum])
     """Within some group, a configuration with one ratio beats the best configuration with the other."""
     chosen = [optimum for optimum in optima if selects(view.where, optimum) and optimum.base is not None]
     blocked = [found for optimum in chosen if (found := _blocked(optimum))]
-    sign = 1.0 if _goal(context, view.table) == "min" else -1.0
-    evidence, gains = [], []
+    sign = 1.0 if _table(context, view.table).goal == "min" else -1.0
+    evidence: list[str] = []
+    gains, tried = [], 0
     usable = [optimum for optimum in chosen if not _blocked(optimum)]
     for key in dict.fromkeys(tuple(o.keys[name] for name in view.within) for o in usable):
         group = [o for o in usable if tuple(o.keys[name] for name in view.within) == key]
@@ -173,44 +183,30 @@ def outperforms(context: Context, view: OutperformsClaim, optima: list[Optimum])
         if not ours or not others:
             continue
         one, other = (min(side, key=lambda o: sign * sum(o.metric.values()) / len(o.metric)) for side in (ours, others))
-        gain = paired({k: sign * v for k, v in one.metric.items()}, {k: sign * v for k, v in other.metric.items()})
+        gain = paired({k: -sign * v for k, v in one.metric.items()}, {k: -sign * v for k, v in other.metric.items()})
         if gain is not None:
             gains.append(gain)
+            tried += len(ours) * len(others)  # each side's best was chosen on the same runs
             sides = f"{describe(one)} ({number(view.ratio)}×) against {describe(other)} ({number(view.other)}×)"
-            evidence.append(f"{sides}: {shown_difference(gain)}")
-    if any(gain.resolved and gain.mean < 0 for gain in gains):
-        return Finding(
-            "reproduced",
-            f"better in {sum(g.resolved and g.mean < 0 for g in gains)} of {len(gains)} groups",
-            tuple(evidence),
-        )
+            evidence.append(f"{sides}: {shown_difference(gain.minus() if sign > 0 else gain)}")
+    verdicts = [verdict for verdict, _ in judge([chances(gain) for gain in gains], anywhere=True, count=tried)]
+    evidence += said_of_several(tried)
+    better = verdicts.count("reproduced")
+    if better:
+        return Finding("reproduced", f"better in {better} of {len(gains)} groups", tuple(evidence))
     if blocked and not gains:
         return combine(blocked, evidence)
     if not gains:
         return Finding("not resolved", f"no group has both a {number(view.ratio)}× and a {number(view.other)}× optimum")
-    if all(gain.resolved for gain in gains):
+    if all(verdict == "differs" for verdict in verdicts):
         return Finding("differs", f"worse in all {len(gains)} groups", tuple(evidence))
     return Finding("not resolved", "the differences lie within seed noise", tuple(evidence))
 
 
-def _goal(context: Context, table: str) -> str:
-    view = context.views.tables[table]
+def _table(context: Context, name: str) -> Optima:
+    view = context.views.tables[name]
     assert isinstance(view, Optima)
-    return view.goal
-
-
-def shown_difference(found: Estimate | None) -> str:
-    """A difference with its named interval."""
-    if found is None:
-        return "–"
-    if found.low is None or found.high is None:
-        return f"{_signed(found.mean)} (one seed)"
-    between = f"{_signed(found.low)} to {_signed(found.high)}"
-    return f"{_signed(found.mean)} ({CONFIDENCE:.0%} paired t over {found.seeds} seeds: {between})"
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 4) + 0.0:+.4f}"  # of nothing no minus
+    return view
 
 
 @check(GridResolutionClaim)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from lowrank.report.checks import combine, shown_difference
 from lowrank.report.context import Context, check
 from lowrank.report.frame import need_columns, plain, select
+from lowrank.report.judging import ALONE, Chances, chances, combine, judge, said_of_several, shown_difference
 from lowrank.report.kinds import ByConstructionClaim, CompareClaim, OrderClaim, UnmeasurableClaim, WithinClaim
 from lowrank.report.samples import Sample, in_order, need_all_rows, samples
 from lowrank.report.stats import Estimate, paired
 from lowrank.report.text import configuration, label, number
-from lowrank.report.verdicts import Finding
+from lowrank.report.verdicts import Finding, Verdict
 
 Pair = tuple[Sample, Sample]
 
@@ -28,8 +28,7 @@ def compare(context: Context, view: CompareClaim, optima: None) -> Finding:
     need_all_rows(found, view, f"{context.study}: claims: {view.table}")
     left, right = ([one for one in found if one.selected(where)] for where in (view.better, view.worse))
     pairs = [(a, b) for a in left for b in right if all(a.keys.get(key) == b.keys.get(key) for key in view.by)]
-    parts = [judge(pair, view) for pair in pairs]
-    evidence = [_evidence(pair, view.metric, view.goal) for pair in pairs]
+    parts, evidence = compared(pairs, view)
     evidence += [f"left out: {view.leaves_out}"] if view.leaves_out else []
     hits = [part for part in parts if part.verdict == "reproduced"]
     if view.anywhere and hits:
@@ -50,30 +49,44 @@ def order(context: Context, view: OrderClaim, optima: None) -> Finding:
     absent = [str(index + 1) for index, place in enumerate(places) if not place]
     pairs = [pair for a, b in itertools.combinations(places, 2) for pair in itertools.product(a, b)]
     rule = CompareClaim(check="compare", table=view.table, metric=view.metric, goal=view.goal, better={}, worse={})
-    parts = [judge(pair, rule) for pair in pairs]
+    parts, evidence = compared(pairs, rule)
     if absent:
         parts.append(Finding("not run", f"no run at place {', '.join(absent)} of the ranking"))
-    return combine(parts, [_evidence(pair, view.metric, view.goal) for pair in pairs])
+    return combine(parts, evidence)
 
 
-def judge(pair: Pair, view: CompareClaim) -> Finding:
+def compared(pairs: Sequence[Pair], view: CompareClaim) -> tuple[list[Finding], list[str]]:
+    """What is found of each pair of a claim, one of several that it is, and the evidence."""
+    blocked = [obstacle(*pair, view.metric) for pair in pairs]
+    gains = [None if why else advantage(pair, view.goal) for why, pair in zip(blocked, pairs, strict=True)]
+    tried = [index for index, gain in enumerate(gains) if gain is not None and gain.seeds != 1]
+    found: dict[int, Chances] = {i: chances(g, view.equal_within, view.or_better) for i in tried if (g := gains[i])}
+    verdicts = dict(zip(tried, judge(list(found.values()), view.anywhere), strict=True))
+    parts = []
+    for index, (pair, why, gain) in enumerate(zip(pairs, blocked, gains, strict=True)):
+        if why or gain is None or index not in verdicts:
+            parts.append(why or Finding("not resolved", "one seed"))
+        else:
+            parts.append(_found(pair, gain, verdicts[index], view))
+    several = said_of_several(sum(not one.certain for one in found.values()))
+    return parts, [*(_evidence(pair, view) for pair in pairs), *several]
+
+
+def _found(pair: Pair, gain: Estimate, judged: tuple[Verdict, bool], view: CompareClaim) -> Finding:
     """One pair: what its interval says, unless something stands in the way."""
-    ours, other = pair
-    open_question = obstacle(ours, other, view.metric)
-    if open_question:
-        return open_question
-    gain = advantage(pair, view.goal)
-    assert gain is not None
-    exact = ours.exact is not None and other.exact is not None
-    if gain.low is None and not exact:
-        return Finding("not resolved", "one seed")
-    verdict = _verdict(gain, view)
-    sides = f"{ours.name} {_relation(gain)} {other.name}: {label(view.metric)} {_shown(gain, view.goal, exact)}"
+    (ours, other), (verdict, alone) = pair, judged
+    sides = f"{ours.name} {_relation(gain, view)} {other.name}: {label(view.metric)} {_shown(gain, view)}"
     limited = _limited(ours, other, verdict, view.equal_within is not None)
-    if limited and gain.low != gain.high:  # what is the same for every seed is a count, which no rate changes
+    if limited and not gain.certain:  # what is the same for every seed is a count, which no rate changes
         return Finding("not resolved", f"{sides}; but {limited}")
-    caveats = [f"{one.name}: {one.tuning}" for one in pair if one.tuning and one.tuning != "nothing to tune"]
-    return Finding(verdict, "; ".join([sides, *caveats]))
+    return Finding(verdict, "; ".join([sides, *([ALONE] if alone else []), *_caveats(ours, other)]))
+
+
+def _caveats(ours: Sample, other: Sample) -> list[str]:
+    """How the sides were tuned, where that leaves something to be said."""
+    if ours.tuning == other.tuning and ours.tuning:
+        return [f"both: {ours.tuning}"]
+    return [f"{one.name}: {one.tuning}" for one in (ours, other) if one.tuning and one.tuning != "nothing to tune"]
 
 
 def obstacle(ours: Sample, other: Sample, metric: str) -> Finding | None:
@@ -94,29 +107,14 @@ def obstacle(ours: Sample, other: Sample, metric: str) -> Finding | None:
 
 
 def advantage(pair: Pair, goal: str) -> Estimate | None:
-    """How much better the first side is, paired by seed; a computed value stands beside every seed."""
-    sign = 1.0 if goal == "max" else -1.0
+    """How much better the first side is, paired by seed and test item; a computed value stands beside every seed."""
     ours, other = pair
     if ours.exact is not None and other.exact is not None:
-        gain = sign * (ours.exact - other.exact)
-        return Estimate(gain, gain, gain, 0)
+        return Estimate(ours.exact - other.exact if goal == "max" else other.exact - ours.exact, seeds=0)
     seeds = ours.values or other.values
-    sides = [
-        {s: sign * (one.values[s] if one.exact is None else one.exact) for s in one.values or seeds} for one in pair
-    ]
-    return paired(sides[0], sides[1])
-
-
-def _verdict(gain: Estimate, view: CompareClaim) -> Any:
-    low, high = (gain.low, gain.high) if gain.low is not None and gain.high is not None else (gain.mean, gain.mean)
-    if view.equal_within is None:
-        if low > 0:
-            return "reproduced"
-        return "differs" if high < 0 or low == high else "not resolved"
-    upper = math.inf if view.or_better else view.equal_within
-    if low >= -view.equal_within and high <= upper:
-        return "reproduced"
-    return "differs" if high < -view.equal_within or low > upper else "not resolved"
+    sides = [{s: one.values[s] if one.exact is None else one.exact for s in one.values or seeds} for one in pair]
+    found = paired(sides[0], sides[1], ours.items(), other.items())
+    return found if found is None or goal == "max" else found.minus()
 
 
 def _limited(ours: Sample, other: Sample, verdict: str, equal: bool) -> str:
@@ -126,24 +124,35 @@ def _limited(ours: Sample, other: Sample, verdict: str, equal: bool) -> str:
     return "; ".join(f"{one.name} was tuned to the {one.edge} edge of its grid and may do better" for one in edges)
 
 
-def _relation(gain: Estimate) -> str:
-    return "beats" if gain.mean > 0 else "loses to" if gain.mean < 0 else "equals"
+def _relation(gain: Estimate, view: CompareClaim) -> str:
+    """What the interval says of the two, and no more."""
+    assert gain.low is not None
+    assert gain.high is not None
+    margin = view.equal_within
+    if gain.certain and gain.mean == 0:
+        return "equals"
+    if margin and not view.or_better and -margin <= gain.low and gain.high <= margin:
+        return f"is within ±{margin:g} of"
+    if gain.low > 0:
+        return "beats"
+    if gain.high < 0:
+        return "loses to"
+    return f"is at most {margin:g} worse than" if margin and gain.low >= -margin else "is not told apart from"
 
 
-def _shown(gain: Estimate, goal: str, exact: bool) -> str:
-    turned = gain if goal == "max" else Estimate(-gain.mean, _minus(gain.high), _minus(gain.low), gain.seeds)
-    return f"{turned.mean:+.6g}" if exact else shown_difference(turned)
+def _shown(gain: Estimate, view: CompareClaim) -> str:
+    shown = shown_difference(gain if view.goal == "max" else gain.minus())
+    if view.equal_within is None:
+        return shown
+    sign = "±" if not view.or_better else "-" if view.goal == "max" else "+"
+    return f"{shown}, allowed {sign}{view.equal_within:g}{' or better' if view.or_better else ''}"
 
 
-def _minus(value: float | None) -> float | None:
-    return None if value is None else -value
-
-
-def _evidence(pair: Pair, metric: str, goal: str) -> str:
+def _evidence(pair: Pair, view: CompareClaim) -> str:
     ours, other = pair
-    gain = advantage(pair, goal) if all(one.values or one.exact is not None for one in pair) else None
-    difference = "no difference" if gain is None else _shown(gain, goal, gain.seeds == 0)
-    return f"{ours.name} ({_mean(ours)}) against {other.name} ({_mean(other)}): {label(metric)} {difference}"
+    gain = advantage(pair, view.goal) if all(one.values or one.exact is not None for one in pair) else None
+    difference = "no difference" if gain is None else _shown(gain, view)
+    return f"{ours.name} ({_mean(ours)}) against {other.name} ({_mean(other)}): {label(view.metric)} {difference}"
 
 
 def _mean(one: Sample) -> str:

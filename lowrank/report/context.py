@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,11 @@ from lowrank.report.ledger import Ledger
 from lowrank.report.views import Views
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
-    from lowrank.report.optima import Optimum
+    from lowrank.report.optimum import Optimum
     from lowrank.report.verdicts import Finding
 
 RunsOfRow = tuple[dict[str, Any], "pd.DataFrame"]
@@ -45,6 +48,8 @@ class Context:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     asked: Mapping[str, str] = field(default_factory=dict)
     """Label of an evaluation -> its id, under which runs hold what it found."""
+    items: dict[tuple[str, str, str], NDArray[np.float64]] = field(default_factory=dict)
+    """(run, evaluation, name) -> what it recorded of each test item, read once."""
     _cells: dict[str, list[RunsOfRow] | None] = field(default_factory=dict)
     _optima: dict[str, list[Optimum]] = field(default_factory=dict)
 
@@ -89,9 +94,11 @@ class Context:
     def optima(self, name: str) -> list[Optimum]:
         """The optima that the table of that name shows."""
         if name not in self._optima:
+            from lowrank.report.items import items_of
             from lowrank.report.optima import find_optima
 
-            self._optima[name] = find_optima(self.runs, *self.table_view(Optima, name))
+            items = functools.partial(items_of, self)
+            self._optima[name] = find_optima(self.runs, *self.table_view(Optima, name), items)
         return self._optima[name]
 
     def draw(self, name: str) -> Any:

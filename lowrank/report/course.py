@@ -11,6 +11,7 @@ import pandas as pd
 from lowrank.errors import ConfigError
 from lowrank.report.context import Context, table
 from lowrank.report.frame import groups, need_columns, select, state
+from lowrank.report.intervals import interval_columns
 from lowrank.report.kinds import Course
 from lowrank.report.stats import estimate
 from lowrank.strict import suggest
@@ -40,7 +41,7 @@ def course(context: Context, name: str) -> pd.DataFrame:
         average = _Average(view.smoothing)
         for step in steps:
             found = estimate([one[step] for one in series])
-            row = {"step": step, view.tag: found.mean, f"{view.tag}_low": found.low, f"{view.tag}_high": found.high}
+            row: dict[str, Any] = {"step": step, **interval_columns(view.tag, found)}
             row |= {"smoothed": average(found.mean)} if view.smoothing else {}
             rows.append({**keys, **row, **facts})
         if not steps:  # a series without a value has a row too, so that it is seen to be missing

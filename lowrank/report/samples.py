@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lowrank.errors import ConfigError
 from lowrank.report.context import Context
 from lowrank.report.frame import by_seed, meets, need_columns, plain, state
+from lowrank.report.items import items_of
 from lowrank.report.kinds import SidesClaim, Where
+from lowrank.report.stats import Items
 from lowrank.report.text import configuration
 
 
@@ -31,6 +34,8 @@ class Sample:
     """Says so where nothing was tuned."""
     titles: Mapping[str, str] = field(default_factory=dict)
     """Arm -> its name for a reader."""
+    items: Callable[[], Items | None] = lambda: None
+    """Reads what each test item added to the metric."""
 
     @property
     def name(self) -> str:
@@ -67,8 +72,10 @@ def samples(context: Context, table: str, metric: str, place: str) -> list[Sampl
         values = by_seed(runs, metric) if metric in runs and plain(row[metric]) is not None else {}
         edge, tuning = str(row.get("edge") or ""), str(row.get("tuning") or "")
         cause = cause or str(row.get("cause") or "")
-        seeds, titles = runs["seed"].nunique(), context.views.titles
-        found.append(Sample(keys, values, None, seeds, status, cause, edge, tuning, titles))
+        # A tuned row may lack seeds that another of its values has.
+        seeds, titles = max(runs["seed"].nunique(), int(row.get("seeds_planned") or 0)), context.views.titles
+        items = functools.partial(items_of, context, runs, metric)
+        found.append(Sample(keys, values, None, seeds, status, cause, edge, tuning, titles, items))
     return found
 
 

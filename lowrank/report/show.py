@@ -12,6 +12,7 @@ from lowrank.files import read_json
 from lowrank.report import analytic, tables  # noqa: F401 - registers arithmetic, and which runs stand behind a row
 from lowrank.report.html import Last, answers, badge, data_link, escape, fold, rows_fragment, table_fragment
 from lowrank.report.inline import inline_svg
+from lowrank.report.judging import HOW
 from lowrank.report.kinds import Arithmetic
 from lowrank.report.ledger import REPORTED
 from lowrank.report.opened import RUNS, open_study
@@ -100,7 +101,8 @@ class Report:
         """Every sentence of the document with its verdict, the numbers it rests on, and how much is one seed's."""
         entries = [entry for entry in self.record["entries"] if entry["claim"]]
         seeds = seeds_section(self.record, self.context.views.columns())
-        return Html(f'<ol class="claims">{"".join(map(self._claim, entries))}</ol>{seeds}')
+        how = f"<details><summary>How a verdict comes about</summary><p>{escape(HOW)}</p></details>"
+        return Html(f'{how}<ol class="claims">{"".join(map(self._claim, entries))}</ol>{seeds}')
 
     def numbers(self) -> Html:
         """Every published number beside ours, by figure."""

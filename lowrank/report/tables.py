@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from lowrank.report.context import Context, RunsOfRow, cells, table
 from lowrank.report.frame import by_seed, groups, need_columns, select, state, with_metrics, without_mixed_devices
+from lowrank.report.intervals import interval_columns
 from lowrank.report.kinds import Coverage, Optima, Settings, Summary, Tuned
-from lowrank.report.optima import Optimum, find_optimum
-from lowrank.report.stats import Estimate, estimate
+from lowrank.report.optima import find_optimum
+from lowrank.report.optimum import Optimum
+from lowrank.report.stats import estimate
 from lowrank.report.text import label, numbers
-
-
-def _interval(name: str, found: Estimate | None) -> dict[str, float | None]:
-    if found is None:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 @cells(Summary)
@@ -48,17 +45,40 @@ def _measured(
         row: dict[str, Any] = dict(keys)
         for metric in metrics:
             values = list(by_seed(runs.loc[cell.index], metric).values())
-            row |= _interval(metric, estimate(values) if values else None)
+            row |= interval_columns(metric, estimate(values) if values else None)
         status, cause = state(cell)
         row |= {"seeds": int((cell["status"] == "ok").sum()), "seeds_planned": len(cell)}
         found.append({**row, "status": status, "cause": "; ".join(filter(None, (cause, mixed)))})
     return found
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """A combination of `by` at its chosen value, and what is to be said of the choice."""
+
+    keys: dict[str, Any]
+    cell: pd.DataFrame
+    """The runs at the chosen value; all of them where nothing can be chosen."""
+    best: float | None
+    edge: str
+    tuning: str
+    lacks: str
+    """Which seeds other values have and the chosen one has not."""
+    seeds: int
+
+    def row(self, axis: str, measured: dict[str, Any]) -> dict[str, Any]:
+        """The row of the table; one that lacks seeds is partial, and says why."""
+        row = {**self.keys, f"best_{axis}": self.best, "edge": self.edge, "tuning": self.tuning, **measured}
+        if not self.lacks:
+            return row
+        cause = "; ".join(filter(None, (self.lacks, str(row["cause"]))))
+        return {**row, "seeds_planned": self.seeds, "status": "partial", "cause": cause}
+
+
 @cells(Tuned)
 def tuned_cells(context: Context, name: str) -> list[RunsOfRow]:
     """The runs of each combination of `by` at its chosen value; all of them where nothing can be chosen."""
-    return [(keys, cell) for keys, cell, _ in _choices(context, name)]
+    return [(choice.keys, choice.cell) for choice in _choices(context, name)]
 
 
 @table(Tuned)
@@ -67,40 +87,38 @@ def tuned(context: Context, name: str) -> pd.DataFrame:
     view, place = context.table_view(Tuned, name)
     metrics = tuple(dict.fromkeys((view.choose_by, *view.metrics)))
     choices = _choices(context, name)
-    rows = _measured(context, place, [(keys, cell) for keys, cell, _ in choices], metrics, view.by)
-    return pd.DataFrame([_beside_keys(row, view.by, chosen) for row, (_, _, chosen) in zip(rows, choices, strict=True)])
+    rows = _measured(context, place, [(one.keys, one.cell) for one in choices], metrics, view.by)
+    return pd.DataFrame([one.row(view.axis, row) for one, row in zip(choices, rows, strict=True)])
 
 
-def _beside_keys(row: dict[str, Any], by: tuple[str, ...], more: dict[str, Any]) -> dict[str, Any]:
-    return {**{key: row[key] for key in by}, **more, **row}
-
-
-def _choices(context: Context, name: str) -> list[tuple[dict[str, Any], pd.DataFrame, dict[str, Any]]]:
-    """For each combination of `by`: its keys, the runs at the chosen value, and what is to be said of the choice."""
+def _choices(context: Context, name: str) -> list[_Choice]:
     view, place = context.table_view(Tuned, name)
     runs = select(context.runs, view.where, place)
     need_columns(runs, [*view.by, view.axis], place)
     runs = with_metrics(runs, (view.choose_by,), place)
-    found = []
-    for keys, cell in groups(runs, view.by):
-        chosen: dict[str, Any] = {f"best_{view.axis}": None, "edge": "", "tuning": ""}
-        values = cell[view.axis].nunique()
-        if values < 2:
-            # A run of no steps is the untouched base: there is nothing that a better value could do.
-            untouched = "steps" in cell and bool((cell["steps"] == 0).all())
-            chosen["tuning"] = "nothing to tune" if untouched else f"{label(view.axis)} not tuned at this scale"
-        if values > 0:
-            optimum = find_optimum(keys, cell, view.axis, view.choose_by, view.goal)
-            # An end counts where the choice itself lies there, not where a tie reaches it.
-            ends = dict(zip(optimum.grid[:1] + optimum.grid[-1:], ("low", "high"), strict=False))
-            edge = ends.get(optimum.best, "") if optimum.best is not None and values > 1 else ""
-            chosen |= {f"best_{view.axis}": optimum.best, "edge": edge}
-            if optimum.best is not None:
-                if optimum.incomplete:
-                    chosen["tuning"] = f"a run that may have been better is missing: {optimum.cause}"
-                cell = cell[cell[view.axis] == optimum.best]
-        found.append((keys, cell, chosen))
-    return found
+    return [_choice(view, keys, cell) for keys, cell in groups(runs, view.by)]
+
+
+def _choice(view: Tuned, keys: dict[str, Any], cell: pd.DataFrame) -> _Choice:
+    values = cell[view.axis].nunique()
+    tuning, edge = "", ""
+    if values < 2:
+        # A run of no steps is the untouched base: there is nothing that a better value could do.
+        untouched = "steps" in cell and bool((cell["steps"] == 0).all())
+        tuning = "nothing to tune" if untouched else f"{label(view.axis)} not tuned at this scale"
+    optimum = find_optimum(keys, cell, view.axis, view.choose_by, view.goal) if values else None
+    if optimum is None or optimum.best is None:
+        return _Choice(keys, cell, None, edge, tuning, "", cell["seed"].nunique())
+    if values > 1:
+        # An end counts where the choice itself lies there, not where a tie reaches it.
+        ends = dict(zip(optimum.grid[:1] + optimum.grid[-1:], ("low", "high"), strict=False))
+        edge = ends.get(optimum.best, "")
+    if optimum.incomplete:
+        tuning = f"a run that may have been better is missing: {optimum.cause}"
+    elif 0 < len(optimum.common) < len(optimum.metric):
+        tuning = f"{label(view.axis)} chosen on seed {numbers(optimum.common)} of {len(optimum.metric)}"
+    chosen = cell[cell[view.axis] == optimum.best]
+    return _Choice(keys, chosen, optimum.best, edge, tuning, optimum.lacks, optimum.seeds)
 
 
 @cells(Optima)
@@ -129,13 +147,13 @@ def _optimum_row(optimum: Optimum, view: Optima) -> dict[str, Any]:
     one_seed = len(optimum.metric) < 2
     row: dict[str, Any] = {**optimum.keys, f"best_{axis}": optimum.best}
     row |= {f"best_{axis}_low": low, f"best_{axis}_high": high, "edge": optimum.edge}
-    row |= _interval(view.metric, estimate(list(optimum.metric.values())) if optimum.metric else None)
-    row |= {f"runner_up_{axis}": optimum.runner_up, **_interval("gap", optimum.gap)}
+    row |= interval_columns(view.metric, estimate(list(optimum.metric.values())) if optimum.metric else None)
+    row |= {f"runner_up_{axis}": optimum.runner_up, **interval_columns("gap", optimum.gap)}
     row |= {"tie": "" if optimum.best is None else "one seed" if one_seed else "yes" if optimum.tied[1:] else "no"}
     row |= {f"tied_{axis}": numbers(optimum.tied), f"best_{axis}_by_seed": numbers(optimum.by_seed.values())}
     row |= {"ratio": optimum.ratio, "ratio_low": ratio_low, "ratio_high": ratio_high, "ratios": numbers(optimum.ratios)}
     for column in view.carry:
-        row |= _interval(column, optimum.carried.get(column))
+        row |= interval_columns(column, optimum.carried.get(column))
     row |= {"seeds": len(optimum.metric), "seeds_planned": optimum.seeds}
     return {**row, "status": optimum.status, "cause": optimum.cause}
 

@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from lowrank.errors import ConfigError
-from lowrank.report.checks import combine
-from lowrank.report.comparisons import advantage, judge, obstacle
+from lowrank.report.comparisons import advantage, compared, obstacle
 from lowrank.report.context import Context, check, table
 from lowrank.report.export import epoch_losses
 from lowrank.report.frame import groups, meets, plain, select, state, with_metrics
+from lowrank.report.judging import combine
 from lowrank.report.kinds import CompareClaim, TrainingPerplexity, Use, Word, WordClaim, Words
 from lowrank.report.samples import Sample, samples
 from lowrank.report.stats import estimate
@@ -100,8 +100,8 @@ def _use(index: int, measured: dict[str, list[Sample]], view: Words) -> str | No
 
 def _leads(index: int, found: list[Sample], use: Use, table: str) -> str:
     rule = CompareClaim(check="compare", table=table, metric=use.column, goal=use.goal, better={}, worse={})
-    others = [one for place, one in enumerate(found) if place != index]
-    return combine([judge((found[index], other), rule) for other in others], ()).verdict
+    pairs = [(found[index], one) for place, one in enumerate(found) if place != index]
+    return combine(*compared(pairs, rule)).verdict
 
 
 @check(WordClaim)

@@ -58,9 +58,13 @@ class DependsClaim(SelectedOptimaClaim):
 
 
 class TiedClaim(SelectedOptimaClaim):
-    """An optimum among those selected cannot be told from its runner-up."""
+    """An optimum among those selected is no better than its runner-up, within a margin."""
 
     check: Literal["tied"]
+    margin: PositiveFloat
+    """Of the table's metric: the whole interval of the difference lies within it."""
+    untested: str = ""
+    """What else the sentence says and no run here decides, such as why they tie."""
 
 
 class OutperformsClaim(SelectedOptimaClaim):
