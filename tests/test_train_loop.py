@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ def test_micro_batches_of_any_size_give_the_gradient_of_the_whole_batch(
     assert len(found[0]) == len(found[1]) > 10
     for whole, cut in zip(*found, strict=True):
         FLOAT64_IDENTITY.check(cut, whole)
+
+
+def test_hooks_are_called_as_often_as_their_contract_says(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A penalty is a term of the batch's loss, so it counts once however the batch is cut."""
+    calls: Counter[str] = Counter()
+    loop = make_loop(run_spec("lora", micro_batch_size=4))
+    for hook in ("before_step", "before_forward", "penalty", "after_step"):
+        called = getattr(loop.chain, hook)
+        monkeypatch.setattr(
+            loop.chain, hook, lambda *given, hook=hook, called=called: (calls.update([hook]), called(*given))[1]
+        )
+    loop.one_step(0)
+    cuts = math.ceil(loop.train.batch_size / 4)
+    assert cuts > 1
+    assert calls == {"before_step": 1, "before_forward": cuts, "penalty": 1, "after_step": 1}
 
 
 def test_a_token_weighs_the_same_in_a_long_row_and_in_a_short_one() -> None:

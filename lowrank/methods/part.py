@@ -14,7 +14,7 @@ part does not define is not called: the base class defines none, so nothing has 
 | `begin(train, total_steps)` | once, before the first step | learns how long the run is |
 | `before_step(micro_batches, step)` | before each optimizer step | sees the whole batch, cut as it will be run |
 | `before_forward(batch, step)` | before each forward pass | what needs the step, the labels or the batch |
-| `penalty()` | each forward pass | a scalar added to the mean loss |
+| `penalty()` | once a step, after the last micro-batch | a scalar added to the mean loss |
 | `after_step(model, optimizer, step)` | after each optimizer step | merge, prune, refresh a projector |
 | `eval_mode(model)` | around evaluation | a context manager: what evaluation sees |
 | `merge(model)` | once, in reverse chain order | folds everything into plain modules |
