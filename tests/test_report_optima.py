@@ -103,7 +103,7 @@ def test_the_best_is_chosen_on_the_seeds_that_all_values_share():
 
 def test_ties_hold_for_the_whole_grid():
     # Told from the best alone; as one of many values on the same runs, not.
-    near = {1e-4: [0.30, 0.40, 0.50], 3e-4: [0.32, 0.424, 0.528]}
+    near = {1e-4: [0.30, 0.40, 0.50], 3e-4: [0.32, 0.427, 0.534]}
     far = {lr: [0.8, 0.9, 1.001] for lr in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)}
     assert only(sweep(near)).tied == (1e-4,)
     assert only(sweep({**near, **far})).tied == (1e-4, 3e-4)

@@ -76,7 +76,8 @@ def _ratio(case: Case, optimum: Optimum) -> Finding:
     if not edges and (has or not optimum.may_have(case.ratio)):
         return Finding("reproduced" if has == case.holds else "differs", f"{which} has {number(optimum.ratio)}×")
     if not has and len(optimum.ratios) > 1:
-        return Finding("not resolved", f"{which}: tied learning rates allow the ratios {numbers(optimum.ratios)}")
+        ends = " to ".join(rate(end) for end in (optimum.ratios[0], optimum.ratios[-1]))
+        return Finding("not resolved", f"{which}: tied learning rates allow ratios from {ends}")
     if edges:
         return Finding("not resolved", f"the optimum lies at the edge of its grid ({', '.join(edges)})")
     low, high = optimum.ratio_between

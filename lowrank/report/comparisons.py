@@ -79,14 +79,16 @@ def _found(pair: Pair, gain: Estimate, judged: tuple[Verdict, bool], view: Compa
     limited = _limited(ours, other, verdict, view.equal_within is not None)
     if limited and not gain.certain:  # what is the same for every seed is a count, which no rate changes
         return Finding("not resolved", f"{sides}; but {limited}")
-    return Finding(verdict, "; ".join([sides, *([ALONE] if alone else []), *_caveats(ours, other)]))
+    caveats = [] if gain.certain else _caveats(ours, other)
+    return Finding(verdict, "; ".join([sides, *([ALONE] if alone else []), *caveats]))
 
 
 def _caveats(ours: Sample, other: Sample) -> list[str]:
     """How the sides were tuned, where that leaves something to be said."""
-    if ours.tuning == other.tuning and ours.tuning:
+    told = [one for one in (ours, other) if one.tuning and one.tuning != "nothing to tune"]
+    if len({one.tuning for one in told}) < len(told):
         return [f"both: {ours.tuning}"]
-    return [f"{one.name}: {one.tuning}" for one in (ours, other) if one.tuning and one.tuning != "nothing to tune"]
+    return [f"{one.name}: {one.tuning}" for one in told]
 
 
 def obstacle(ours: Sample, other: Sample, metric: str) -> Finding | None:

@@ -108,7 +108,8 @@ def shown_difference(found: Estimate | None) -> str:
     if found.low is None or found.high is None:
         return f"{_signed(found.mean)} (one seed)"
     if found.certain:
-        return f"{found.mean:+.6g}" + (f" (each of {found.seeds} seeds)" if found.seeds else "")
+        shown = f"{found.mean:+,.0f}" if found.mean.is_integer() else f"{found.mean:+.6g}"
+        return shown + (f" (each of {found.seeds} seeds)" if found.seeds else "")
     over = f"{found.seeds} seeds" + (f" and {found.items:,} items" if found.items_error else "")
     return (
         f"{_signed(found.mean)} ({CONFIDENCE:.0%} paired t over {over}: {_signed(found.low)} to {_signed(found.high)})"

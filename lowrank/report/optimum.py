@@ -10,7 +10,7 @@ from typing import Any
 
 from lowrank.report.frame import meets
 from lowrank.report.kinds import Where
-from lowrank.report.stats import LEVEL, Estimate
+from lowrank.report.stats import CONFIDENCE, Estimate
 
 SAME_RATIO = math.sqrt(3)
 """Two ratios are the same within this factor: half of the step from 3.33 to 10, in logarithms."""
@@ -61,12 +61,14 @@ class Optimum:
         """The best value and every one that is not told from it: together they hold the true best in 95 % of cases.
 
         The best is chosen on the same runs, and any of the others might have seemed better by chance; so each is
-        told apart at the level / (their number x `family`) (Bonferroni). With one seed nothing can be tied or told
-        apart, and the best stands alone.
+        told apart, one-sided, at 0.05 / (their number x `family`) (Bonferroni). With one seed nothing can be tied or
+        told apart, and the best stands alone.
+
+        Source: J. C. Hsu (1981), "Simultaneous confidence intervals for all distances from the best", Ann. Statist. 9.
         """
         if self.best is None:
             return ()
-        level = LEVEL / (max(1, len(self.gaps)) * self.family)
+        level = (1 - CONFIDENCE) / (max(1, len(self.gaps)) * self.family)
         return tuple(
             sorted([self.best, *(v for v, gap in self.gaps.items() if gap.seeds > 1 and gap.above(0) > level)])
         )

@@ -70,8 +70,12 @@ class Estimate:
         away = self.mean - limit
         if self.seeds == 1 or away <= 0:
             return 1.0
+        if self.certain:
+            return 0.0
+        if not self.items_error:
+            return _share_below(self.seeds - 1, -away / self.error)
         if self._margin(SMALLEST) <= away:
-            return 0.0 if self.certain else SMALLEST
+            return SMALLEST
         few, many = math.log(SMALLEST), math.log(0.5)
         for _ in range(40):
             middle = (few + many) / 2
@@ -101,6 +105,12 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return Estimate(mean, len(values), error)
+
+
+def _share_below(freedom: int, t: float) -> float:
+    from scipy.special import stdtr
+
+    return float(stdtr(freedom, t))
 
 
 def _quantile(freedom: int, level: float) -> float:
