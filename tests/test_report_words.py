@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from lowrank.errors import ConfigError
+from lowrank.report import build  # noqa: F401 - registers the kinds
 from lowrank.report.context import Context
 from lowrank.report.opened import open_study
 from lowrank.report.views import parse_views

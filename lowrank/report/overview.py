@@ -52,5 +52,5 @@ def overview(counts: Mapping[str, Mapping[str, int]]) -> Figure:
             Patch(facecolor=VERDICTS[verdict][0], edgecolor=PAPER, hatch=VERDICTS[verdict][2]) for verdict in known
         ]
         drawing.legend(patches, known, loc="outside upper left", ncols=len(known), fontsize="small", labelcolor=INK,
-                       handlelength=1.2, columnspacing=1.3)  # fmt: skip
+                       handlelength=1.2, columnspacing=1.0)  # fmt: skip
     return drawing

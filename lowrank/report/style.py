@@ -32,7 +32,7 @@ VERDICTS: dict[str, tuple[str, str, str | None]] = {
     "reproduced": ("#1b6e45", PAPER, None),
     "differs": ("#a32d2f", PAPER, None),
     "not resolved": ("#f0d79a", INK, None),
-    "by construction": ("#c9d6f0", INK, "xxx"),
+    "by construction": ("#c9d6f0", INK, "\\\\\\"),
     "not comparable": ("#ccd3da", INK, None),
     "not run": ("#dbe0e5", INK, "///"),
     "impossible": ("#aab3bd", INK, "..."),

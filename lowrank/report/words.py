@@ -108,26 +108,27 @@ def _leads(index: int, found: list[Sample], use: Use, table: str) -> str:
 def word(context: Context, view: WordClaim, optima: None) -> Finding:
     """Whether rows have a word: theirs alone, one of several that the interval leaves open, or another."""
     words_view, place = context.table_view(Words, view.table)
-    parts, evidence = [], []
+    parts = []
     for row in select(context.table(view.table), view.where, place).to_dict("records"):
         name = configuration({key: row.get(key) for key in view.where}, context.views.titles)
-        said, ends = (
-            plain(row.get(view.column)),
-            [plain(row.get(f"{view.column}_ratio{e}")) for e in ("", "_low", "_high")],
-        )
-        evidence += [f"{name}: ratio {number(ends[0])} [{number(ends[1])}, {number(ends[2])}]"] if ends[0] else []
+        said = plain(row.get(view.column))
+        ratio, low, high = (plain(row.get(f"{view.column}_ratio{end}")) for end in ("", "_low", "_high"))
         told = f"{name}: {label(view.column)} {said}"
+        if low is not None and high is not None:
+            told += f", ratio {number(ratio)}" + ("" if low == high else f" [{number(low)}, {number(high)}]")
+        elif said is not None and OR in said:
+            told += ": which row is the best is not told apart"
         if view.column in words_view.words and _is_base(row, words_view):
             parts.append(Finding("by construction", f"{name} is what the ratios divide by, so its own is 1: {said}"))
         elif said is None:
             missing = str(row.get("status", "ok")) in ("missing", "failed")
-            why = row.get("cause") or ("no value" if ends[0] is None else "one seed")
+            why = row.get("cause") or ("no value" if ratio is None else "one seed")
             parts.append(Finding("not run" if missing else "not resolved", f"{name}: {why}"))
         elif OR in said and view.equals in said.split(OR):
             parts.append(Finding("not resolved", told))
         else:
             parts.append(Finding("reproduced" if said == view.equals else "differs", told))
-    return combine(parts, evidence)
+    return combine(parts, ())
 
 
 @table(TrainingPerplexity)
