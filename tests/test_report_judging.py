@@ -36,6 +36,22 @@ def test_items_of_two_splits_are_not_paired():
     assert found.items_error == pytest.approx(math.sqrt(spread))
 
 
+def test_the_interval_covers_what_another_test_split_would_show():
+    # No true difference; items that one side is better at, seeds, and chance of both, as in three runs on 440 texts.
+    rng, covered = np.random.default_rng(1), {"seeds": 0, "both": 0}
+    nothing = Items(dict.fromkeys(range(3), np.zeros(440)), ("test",))
+    for _ in range(300):
+        of_items = rng.normal(0, 0.3, 440)
+        ours = {seed: of_items + rng.normal(0, 0.01) + rng.normal(0, 0.2, 440) for seed in range(3)}
+        means = {seed: float(values.mean()) for seed, values in ours.items()}
+        zeros = dict.fromkeys(range(3), 0.0)
+        for name, items in (("seeds", (None, None)), ("both", (Items(ours, ("test",)), nothing))):
+            found = paired(means, zeros, *items)
+            covered[name] += found.low <= 0 <= found.high
+    assert covered["both"] >= 0.95 * 300
+    assert covered["seeds"] < 0.87 * 300
+
+
 def test_the_same_few_texts_for_every_seed_resolve_nothing():
     # One text of eight more is right, for every seed: no spread over seeds, and still no more than one text.
     ours, other = np.array([1.0, 1, 1, 1, 1, 0, 0, 0]), np.array([1.0, 1, 1, 1, 0, 0, 0, 0])
