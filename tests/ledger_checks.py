@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 
 from lowrank.report.context import Context
+from lowrank.report.kinds import Settings
 from lowrank.report.ledger import load_ledger
 from lowrank.report.verdicts import find_row
 
@@ -38,6 +39,8 @@ def check_answers(
             assert entry.claim in context.views.claims, entry.id
             continue
         table = context.table(entry.cell.table)
+        of_settings = isinstance(context.views.tables[entry.cell.table], Settings)
+        assert entry.among == of_settings, f"{entry.id}: a setting holds by construction, and nothing else does"
         assert entry.cell.column in table, entry.id
         if entry.cell.table not in without_rows:
             assert find_row(table, entry.cell) is not None, f"{entry.id} points at no row"
