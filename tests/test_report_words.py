@@ -106,6 +106,17 @@ def test_a_word_is_reproduced_where_its_interval_allows_no_other(
     assert found.verdict == verdict, found
 
 
+def test_a_side_at_the_edge_of_its_grid_leaves_a_word_open(tmp_path: Path) -> None:
+    claim = {**WORD, "where": {"arm": ["full"]}, "column": "quality", "equals": "Highest"}
+    runs = {**RUNS, "full": {**RUNS["full"], "accuracy": [0.90, 0.92, 0.89]}}
+    context = study(tmp_path, runs, {"c": claim}, means=MEANS, words=WORDS)
+    assert context.check("c").verdict == "reproduced"
+    context.tables["words"] = context.table("words").assign(edge=lambda found: found["arm"].map({"lora": "low"}))
+    context.tables["words"]["edge"] = context.tables["words"]["edge"].fillna("")
+    assert context.check("c").verdict == "not resolved"
+    assert context.check("c").cause.endswith("; but lora: tuned to the edge of its grid")
+
+
 def test_one_seed_has_a_ratio_and_no_word(tmp_path: Path) -> None:
     one = {arm: {name: values[:1] for name, values in found.items()} for arm, found in RUNS.items()}
     claim = {**WORD, "where": {"arm": ["full"]}, "column": "quality", "equals": "Highest"}

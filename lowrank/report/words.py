@@ -108,8 +108,9 @@ def _leads(index: int, found: list[Sample], use: Use, table: str) -> str:
 def word(context: Context, view: WordClaim, optima: None) -> Finding:
     """Whether rows have a word: theirs alone, one of several that the interval leaves open, or another."""
     words_view, place = context.table_view(Words, view.table)
-    parts = []
-    for row in select(context.table(view.table), view.where, place).to_dict("records"):
+    parts, everything = [], context.table(view.table)
+    bases = [row for row in everything.to_dict("records") if _is_base(row, words_view)]
+    for row in select(everything, view.where, place).to_dict("records"):
         name = configuration({key: row.get(key) for key in view.where}, context.views.titles)
         said = plain(row.get(view.column))
         ratio, low, high = (plain(row.get(f"{view.column}_ratio{end}")) for end in ("", "_low", "_high"))
@@ -126,6 +127,9 @@ def word(context: Context, view: WordClaim, optima: None) -> Finding:
             parts.append(Finding("not run" if missing else "not resolved", f"{name}: {why}"))
         elif OR in said and view.equals in said.split(OR):
             parts.append(Finding("not resolved", told))
+        elif low != high and (edges := [one for one in (row, *bases) if one.get("edge")]):
+            who = [configuration({key: one.get(key) for key in view.where}, context.views.titles) for one in edges]
+            parts.append(Finding("not resolved", f"{told}; but {', '.join(who)}: tuned to the edge of its grid"))
         else:
             parts.append(Finding("reproduced" if said == view.equals else "differs", told))
     return combine(parts, ())
