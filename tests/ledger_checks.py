@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 
+import lowrank.report.build  # noqa: F401 - registers the kinds of tables, figures and checks
 from lowrank.report.context import Context
 from lowrank.report.kinds import Settings
 from lowrank.report.ledger import load_ledger
