@@ -13,7 +13,7 @@ for study, entry in PLAN["studies"].items():
                 f"logs/tables/{study}-counts.log",
             benchmark:
                 f"logs/benchmarks/counts/{study}.tsv"
-            priority: 15
+            priority: 1  # seconds, beside a pack's tens: last of all
             localrule: True
             conda:
                 "../../envs/conda.yaml"
