@@ -63,7 +63,7 @@ def stacked(chain: list[Any], members: int, **train: Any) -> StackedLoop:
     specs = [run_spec(chain, lr=1e-3 / (n + 1), dropout=0, steps=8, **train) for n in range(members)]
     pack = pack_of(*specs)
     splits = open_splits(pack.prepared, specs[0].data, specs[0].task)
-    stack = _stack(pack.members, [None] * members, 4)
+    stack = _stack(pack.members, [None] * members, 4, torch.device("cpu"))
     nothing = [None] * members
     return StackedLoop(
         stack, task("classification"), specs, splits["train"], splits["validation"], torch.device("cpu"), nothing
