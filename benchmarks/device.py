@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-import time
 
 import torch
+
+from lowrank.evaluate import clock
 
 AT_A_TIME = 5
 """Steps between two looks at a GPU's clock: a look waits for the device, which training does not."""
@@ -20,16 +21,9 @@ def device() -> torch.device:
     return torch.device("cuda" if on_gpu() else "cpu")
 
 
-def gpu_name() -> str | None:
-    return torch.cuda.get_device_name() if on_gpu() else None
-
-
 def now() -> float:
     """CPU seconds of this process; with a GPU, seconds by the wall once the device has done what it was given."""
-    if not on_gpu():
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
+    return clock.now(device())
 
 
 def steps_at_a_time() -> int:

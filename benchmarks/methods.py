@@ -18,7 +18,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.device import gpu_name, on_gpu
+from benchmarks.device import on_gpu
 from benchmarks.isolated import isolated
 from benchmarks.models import FULL, GPU, QUICK, Size, multiplies_bf16
 from benchmarks.records import Report, Section
@@ -67,7 +67,7 @@ def measure(size: Size, names: list[str]) -> Report:
         quick=size.quick,
         cpu=str(device["cpu_model"]),
         cores=int(device["cores"] or 0),
-        gpu=gpu_name(),
+        gpu=None if device["gpu"] is None else str(device["gpu"]),
         bf16=bf16,
         load=(before, os.getloadavg()[0]),
         cpu_s=cpu_s,

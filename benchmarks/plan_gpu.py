@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import itertools
 import time
 from collections.abc import Iterable
@@ -20,18 +19,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.device import device, gpu_name, on_gpu
+from benchmarks.device import device, on_gpu
 from benchmarks.measured import MeasuredRun
 from benchmarks.plan_gpu_page import ROUNDS, Report, Row, markdown, verdict
 from benchmarks.records import Spread
 from lowrank import registry
+from lowrank.asked import key
 from lowrank.cards import model_card
 from lowrank.console import progress
 from lowrank.errors import ConfigError
 from lowrank.files import read_json, write_json, write_text
 from lowrank.forecasts import eval_rows, forecast_of, question
 from lowrank.gpus import GIB, GpuFacts, gpu_facts, speed
-from lowrank.measure import PeakMemory
+from lowrank.measure import PeakMemory, device_facts
 from lowrank.measure.tally import Work, flops, seconds
 from lowrank.provenance import provenance
 from lowrank.spec import PartOptions, RunSpec
@@ -58,7 +58,7 @@ def kinds() -> dict[str, tuple[str, RunSpec]]:
         for scale in SCALES:
             if scale in study.scales and study.scales[scale].gpus:
                 for point in points(study, scale):
-                    asked = hashlib.sha256(question(point.spec).encode()).hexdigest()[:16]
+                    asked = key(question(point.spec))
                     owners, spec = found.get(asked, ("", point.spec))
                     if name not in owners.split(", "):
                         owners = ", ".join(filter(None, [owners, name]))
@@ -170,8 +170,7 @@ def fit(rows: Iterable[tuple[Work, str, float]], gpu: GpuFacts) -> tuple[float, 
 
 def benchmark(limit_s: float) -> Report:
     """Measures every kind of run, the largest first, until the time is over."""
-    name, began = gpu_name(), time.monotonic()
-    assert name is not None
+    name, began = str(device_facts()["gpu"]), time.monotonic()
     asked = sorted(kinds().items(), key=lambda each: -forecast_of(each[1][1]).peak_bytes)
     found = []
     for kind, (study, spec) in progress(asked, total=len(asked), start=0, label="kinds of run"):

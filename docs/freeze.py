@@ -28,7 +28,7 @@ from lowrank.report import style
 from lowrank.report.overview import overview
 from lowrank.report.text import duration, number, size
 from lowrank.report.timings import of_study
-from lowrank.report.verdicts import VERDICTS, reproduced, told
+from lowrank.report.verdicts import VERDICTS, told
 from lowrank.report.views import parse_views
 from lowrank.study import load_study, studies
 
@@ -104,18 +104,20 @@ def show(text: str, frozen: Path = FROZEN) -> str:
 
 def counts(frozen: Path) -> dict[str, dict[str, int]]:
     """The verdicts of each frozen study, by its document."""
-    found = {study: frozen / study / "claims.json" for study in studies()}
-    return {load_study(study).document: read_json(file)["counts"] for study, file in found.items() if file.is_file()}
+    return {load_study(study).document: claims["counts"] for study, claims in _claims(frozen).items()}
+
+
+def _claims(frozen: Path) -> dict[str, dict[str, Any]]:
+    files = {study: frozen / study / "claims.json" for study in studies()}
+    return {study: read_json(file) for study, file in files.items() if file.is_file()}
 
 
 def _picture(frozen: Path) -> str:
     verdicts: Counter[str] = Counter()
     split: Counter[str] = Counter()
-    for found in counts(frozen).values():
-        verdicts.update(found)
-    for study in studies():
-        if (frozen / study / "claims.json").is_file():
-            split.update(_split(study, read_json(frozen / study / "claims.json")))
+    for claims in _claims(frozen).values():
+        verdicts.update(claims["counts"])
+        split.update(claims["reproduced"])
     said = ", ".join(told(verdict, verdicts[verdict], split) for verdict in VERDICTS if verdicts[verdict])
     return (
         f'<img src="docs/frozen/{OVERVIEW}.png" width="100%" alt="Verdicts on the published numbers of each document">'
@@ -183,9 +185,8 @@ def _block(folder: Path, figures: list[str]) -> str:
     facts, claims = read_json(folder / "facts.json"), read_json(folder / "claims.json")
     where = f"docs/frozen/{folder.name}"
     made_from = "; ".join(", ".join(facts[key]) for key in ("model", "data", "device"))
-    split = _split(folder.name, claims)
-    split, count = _split(folder.name, claims), Counter(claims["counts"])
-    counts = ", ".join(told(verdict, count[verdict], split) for verdict in VERDICTS if count[verdict])
+    count = Counter(claims["counts"])
+    counts = ", ".join(told(verdict, count[verdict], claims["reproduced"]) for verdict in VERDICTS if count[verdict])
     images = "\n".join(
         f'<img src="{where}/{name}.png" width="49%" alt="{html.escape(_title(folder, name))}">' for name in figures
     )
@@ -199,10 +200,6 @@ def _block(folder: Path, figures: list[str]) -> str:
         f"<details><summary>The {len(rows)} sentences, one by one</summary>\n\n"
         f"| id | the document says | verdict | because |\n|---|---|---|---|\n{table}\n\n</details>\n"
     )
-
-
-def _split(study: str, claims: Mapping[str, Any]) -> dict[str, int]:
-    return reproduced(parse_views(load_study(study).model_dump(), study), claims["entries"])
 
 
 def _row(entry: dict[str, Any]) -> list[str]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lowrank.cards import model_card
-from lowrank.files import REPOSITORY, read_json
+from lowrank.files import REPOSITORY, canonical_json, read_json
 from lowrank.spec import RunSpec
 
 FILE = REPOSITORY / "resources" / "forecasts.json"
@@ -29,19 +29,23 @@ def answers() -> dict[str, Any]:
     return known
 
 
-def answer(question: str, find: Callable[[], Any]) -> Any:
+def key(question: Mapping[str, Any]) -> str:
+    """By what the file knows a question."""
+    return hashlib.sha256(canonical_json(question).encode()).hexdigest()[:16]
+
+
+def answer(question: Mapping[str, Any], find: Callable[[], Any]) -> Any:
     """The answer to a question, looked up or found now.
 
     Args:
-        question: all that decides the answer, as text.
+        question: all that decides the answer, as plain JSON values.
         find: gives the answer as plain JSON values; what it raises is no answer.
     """
-    key = hashlib.sha256(question.encode()).hexdigest()[:16]
-    ASKED.add(key)
-    known = answers()
-    if key not in known:
-        known[key] = find()
-    return known[key]
+    asked, known = key(question), answers()
+    ASKED.add(asked)
+    if asked not in known:
+        known[asked] = find()
+    return known[asked]
 
 
 def shape(spec: RunSpec, labels: int) -> dict[str, Any]:

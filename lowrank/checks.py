@@ -6,7 +6,6 @@ import functools
 
 from lowrank.asked import answer, shape
 from lowrank.cards import DataCard, ModelCard
-from lowrank.files import canonical_json
 from lowrank.images import check_fit
 from lowrank.methods.chain import Chain
 from lowrank.models.load import skeleton
@@ -39,4 +38,4 @@ def check(spec: RunSpec, model: ModelCard, data: DataCard) -> None:
         chain.check(_untouched(spec.model, spec.task, labels))
         return True
 
-    answer(canonical_json(question), works)
+    answer(question, works)

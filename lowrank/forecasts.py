@@ -30,8 +30,8 @@ TYPICAL_STEPS = 1000
 """How long a run is taken to be that trains at all: its length decides no size."""
 
 
-def question(spec: RunSpec) -> str:
-    """What decides the sizes of a run, as text.
+def question(spec: RunSpec) -> dict[str, Any]:
+    """What decides the sizes of a run.
 
     Left out is what only changes values: seeds, learning rates, and of a part's options real numbers that are no
     share of something, and those in which the members of a stack may differ, but for ranks.
@@ -39,18 +39,16 @@ def question(spec: RunSpec) -> str:
     data: dict[str, Any] = {"max_length": spec.data.max_length}
     if spec.task == "masked_lm":
         data["mask_fraction"] = spec.data.mask_fraction
-    return canonical_json(
-        {
-            "asked": "forecast",
-            **shape(spec, len(data_card(spec.data.card).labels)),
-            "data": data,
-            "chain": [{"part": options.part, **_sizes(options)} for options in spec.chain],
-            "rows": spec.train.micro_batch_size or spec.train.batch_size,
-            "precision": spec.train.precision,
-            "best": spec.train.select == "best",
-            "trains": spec.train.steps != 0,
-        }
-    )
+    return {
+        "asked": "forecast",
+        **shape(spec, len(data_card(spec.data.card).labels)),
+        "data": data,
+        "chain": [{"part": options.part, **_sizes(options)} for options in spec.chain],
+        "rows": spec.train.micro_batch_size or spec.train.batch_size,
+        "precision": spec.train.precision,
+        "best": spec.train.select == "best",
+        "trains": spec.train.steps != 0,
+    }
 
 
 def _sizes(options: PartOptions) -> dict[str, Any]:

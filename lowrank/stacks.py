@@ -100,7 +100,7 @@ def refusal(spec: RunSpec, labels: int) -> str | None:
     if spec.train.observe:
         return f"observers look at one run: {', '.join(spec.train.observe)}"
     question = {"asked": "stack", **shape(spec, labels), "chain": spec.dump()["chain"]}
-    said: str | None = answer(canonical_json(question), functools.partial(_refusal, spec, labels))
+    said: str | None = answer(question, functools.partial(_refusal, spec, labels))
     return said
 
 
@@ -188,4 +188,4 @@ def _foot(spec: RunSpec, labels: int) -> Footprint:
     train = spec.train
     sizes = [train.micro_batch_size or train.batch_size, train.precision, tokens_a_row(spec), spec.data.image_size]
     question = {"asked": "footprint", **shape(spec, labels), "chain": spec.dump()["chain"], "sizes": sizes}
-    return Footprint(**answer(canonical_json(question), lambda: asdict(footprint(spec, labels))))
+    return Footprint(**answer(question, lambda: asdict(footprint(spec, labels))))

@@ -52,7 +52,8 @@ class TestFreeze:
         sentence["table"] = "fig3"
         caveat = {**sentence, "id": "caveat", "claim": "caveat", "table": None}
         counts = {"reproduced": 2, "differs": 0, "not comparable": 1}
-        entries = {"counts": counts, "entries": [numbers, sentence, caveat]}
+        split = {"measured": 1, "computed": 1}  # of the two that are reproduced, as the study's tables were built
+        entries = {"counts": counts, "reproduced": split, "entries": [numbers, sentence, caveat]}
         (folder / "claims.json").write_text(
             json.dumps({"study": "lr_ratio", "cost": {"disk_bytes": 2**20}, **entries, **record})
         )

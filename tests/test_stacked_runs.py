@@ -22,7 +22,7 @@ from lowrank.train.loop import Loop
 from lowrank.train.pack import train_pack
 from lowrank.train.stacked_loop import StackedLoop
 from tests.child import in_child, signal_at
-from tests.test_train_resume import StopAt, assert_same
+from tests.test_train_resume import StopAt, all_stopped_and_resumed, assert_same
 from tests.tolerances import PACK_20_STEPS, PACK_50_STEPS
 from tests.training_lab import history, manifest, member, pack_of, run_spec, weights
 
@@ -152,15 +152,8 @@ def test_what_cannot_be_stacked_is_trained_one_after_another(sizes: list[int]) -
 def test_a_resumed_stack_is_bit_equal(step: int) -> None:
     found = specs([{"part": "lora", "rank": 4}, {"part": "prune", "start": 2, "every": 3}], clip_norm=1.0)
     train_pack(pack_of(*found), StopFlag())
-    again = pack_of(*found, runs=Path("second"), work=Path("work2"))
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(Preempted, match=f"and 2 more is saved at step {step + 1}"),
-    ):
-        train_pack(again, StopAt(step, patch))
-    train_pack(again, StopFlag())
-    for one in again.members:
-        assert_same(one.run)
+    for run in all_stopped_and_resumed(found, step):
+        assert_same(run)
 
 
 def test_a_member_goes_on_in_other_company() -> None:

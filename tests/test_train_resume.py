@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lowrank import registry
 from lowrank.compositions import CHAINS, least_chain, small
 from lowrank.errors import Preempted
 from lowrank.signals import StopFlag
+from lowrank.spec import RunSpec
 from lowrank.train import loop as loop_module
 from lowrank.train import pack as pack_module
 from lowrank.train.loop import Loop
@@ -48,12 +50,19 @@ class StopAt(StopFlag):
 
 def stopped_and_resumed(spec: Any, step: int) -> str:
     """Trains one run in two processes' worth of work below `second/`; returns its id."""
-    pack = pack_of(spec, runs=Path("second"), work=Path("work2"))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted, match=f"is saved at step {step + 1} of"):
+    (run,) = all_stopped_and_resumed([spec], step)
+    return run
+
+
+def all_stopped_and_resumed(specs: Sequence[RunSpec], step: int) -> list[str]:
+    """The same for runs that train together."""
+    pack = pack_of(*specs, runs=Path("second"), work=Path("work2"))
+    more = f"and {len(specs) - 1} more " if len(specs) > 1 else ""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Preempted, match=f"{more}is saved at step {step + 1} of"):
         train_pack(pack, StopAt(step, patch))
     torch.manual_seed(999)  # another process starts elsewhere
     train_pack(pack, StopFlag())
-    return pack.members[0].run
+    return [one.run for one in pack.members]
 
 
 def assert_same(run: str, other: Path = Path("second")) -> None:

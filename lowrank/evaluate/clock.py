@@ -30,13 +30,14 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int, poll
     times = []
     for _ in range(repeats):
         poll()
-        began = _now(device)
+        began = now(device)
         work()
-        times.append(_now(device) - began)
+        times.append(now(device) - began)
     return statistics.median(times)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """The clock that `seconds` reads."""
     if device.type == "cpu":
         return time.process_time()
     torch.accelerator.synchronize()

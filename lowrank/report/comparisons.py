@@ -12,7 +12,7 @@ import pandas as pd
 from lowrank.report.context import Context, check
 from lowrank.report.frame import need_columns, plain, select
 from lowrank.report.judging import ALONE, Chances, chances, combine, judge, said_of_several, shown_difference
-from lowrank.report.kinds import ByConstructionClaim, CompareClaim, OrderClaim, UnmeasurableClaim, WithinClaim
+from lowrank.report.kinds import ByConstructionClaim, CompareClaim, Goal, OrderClaim, UnmeasurableClaim, WithinClaim
 from lowrank.report.samples import Sample, in_order, need_all_rows, samples
 from lowrank.report.stats import Estimate, paired
 from lowrank.report.text import configuration, label, number
@@ -48,11 +48,15 @@ def order(context: Context, view: OrderClaim, optima: None) -> Finding:
         places = in_order(found, view.along, view.best, f"{context.study}: claims: {view.table}")
     absent = [str(index + 1) for index, place in enumerate(places) if not place]
     pairs = [pair for a, b in itertools.combinations(places, 2) for pair in itertools.product(a, b)]
-    rule = CompareClaim(check="compare", table=view.table, metric=view.metric, goal=view.goal, better={}, worse={})
-    parts, evidence = compared(pairs, rule)
+    parts, evidence = compared(pairs, beats(view.table, view.metric, view.goal))
     if absent:
         parts.append(Finding("not run", f"no run at place {', '.join(absent)} of the ranking"))
     return combine(parts, evidence)
+
+
+def beats(table: str, metric: str, goal: Goal) -> CompareClaim:
+    """The rule by which the first of each pair is better; who is compared with whom, the pairs say."""
+    return CompareClaim(check="compare", table=table, metric=metric, goal=goal, better={}, worse={})
 
 
 def compared(pairs: Sequence[Pair], view: CompareClaim) -> tuple[list[Finding], list[str]]:

@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from lowrank.errors import ConfigError
-from lowrank.report.comparisons import advantage, compared, obstacle
+from lowrank.report.comparisons import advantage, beats, compared, obstacle
 from lowrank.report.context import Context, check, table
 from lowrank.report.export import epoch_losses
 from lowrank.report.frame import groups, meets, plain, select, state, with_metrics
 from lowrank.report.judging import combine
-from lowrank.report.kinds import CompareClaim, TrainingPerplexity, Use, Word, WordClaim, Words
+from lowrank.report.kinds import TrainingPerplexity, Use, Word, WordClaim, Words
 from lowrank.report.samples import Sample, samples
 from lowrank.report.stats import estimate
 from lowrank.report.text import configuration, label, number
@@ -99,9 +99,8 @@ def _use(index: int, measured: dict[str, list[Sample]], view: Words) -> str | No
 
 
 def _leads(index: int, found: list[Sample], use: Use, table: str) -> str:
-    rule = CompareClaim(check="compare", table=table, metric=use.column, goal=use.goal, better={}, worse={})
     pairs = [(found[index], one) for place, one in enumerate(found) if place != index]
-    return combine(*compared(pairs, rule)).verdict
+    return combine(*compared(pairs, beats(table, use.column, use.goal))).verdict
 
 
 @check(WordClaim)

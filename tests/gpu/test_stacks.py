@@ -18,7 +18,7 @@ from lowrank.train.pack import train_pack
 from lowrank.train.stacked_loop import StackedLoop
 from tests.gpu.lab import CUDA_BF16_PACK, CUDA_DOUBLE, CUDA_PACK, DEVICE, assert_like, computing_on, in_double, train
 from tests.test_stacked_seeds import one_trunk  # noqa: F401
-from tests.test_train_resume import NAMED, SPECIAL, StopAt, assert_same, stopped_and_resumed
+from tests.test_train_resume import NAMED, SPECIAL, StopAt, all_stopped_and_resumed, assert_same, stopped_and_resumed
 from tests.training_lab import manifest, member, pack_of, run_spec
 
 PRUNE = {"part": "prune", "start": 2, "every": 3}
@@ -132,16 +132,9 @@ def test_a_resumed_run_is_bit_equal(chain: Any) -> None:
 def test_a_resumed_stack_is_bit_equal(step: int, name: str) -> None:
     specs = specs_of(name)
     train(*specs)
-    again = pack_of(*specs, runs=Path("second"), work=Path("work2"))
     with computing_on(DEVICE):
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            pytest.raises(Preempted, match=f"and 2 more is saved at step {step + 1}"),
-        ):
-            train_pack(again, StopAt(step, patch))
-        train_pack(again, StopFlag())
-    for one in again.members:
-        assert_same(one.run)
+        for run in all_stopped_and_resumed(specs, step):
+            assert_same(run)
 
 
 def test_a_member_goes_on_alone_from_the_checkpoint_of_a_stack() -> None:
