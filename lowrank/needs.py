@@ -25,9 +25,6 @@ SLACK = 2.0
 STACKED = 0.5
 """A run's step in a stack, of one alone: what its own tensors take is shared or small."""
 
-EVALUATED = 20
-"""One evaluation of a run, in its steps: a guess that keeps packs of short runs from being taken for nothing."""
-
 PACK_HOURS = 48
 """Runs on GPUs share a pack until they are expected to take longer: few jobs, and none whose runs wait for a week."""
 
@@ -53,7 +50,7 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
     taken: dict[tuple[str, bool], float] = defaultdict(float)
     for pack in plan["packs"].values():
         for owner in pack["owners"]:
-            taken[owner, pack["extended"]] += _work(pack)
+            taken[owner, pack["extended"]] += _work(pack, plan["evaluations"])
     for pack in plan["packs"].values():
         pack["gpus"] = max((scales[owner].gpus for owner in pack["owners"]), default=0)
         if pack["gpus"]:
@@ -61,7 +58,7 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
         else:
             parts = {owner: scales[owner].extended if pack["extended"] else scales[owner] for owner in pack["owners"]}
             shares = [
-                part.minutes * _work(pack) / taken[owner, pack["extended"]]
+                part.minutes * _work(pack, plan["evaluations"]) / taken[owner, pack["extended"]]
                 for owner, part in parts.items()
                 if part is not None
             ]
@@ -71,12 +68,13 @@ def add_needs(plan: dict[str, Any], scales: Mapping[str, ScaleSpec]) -> dict[str
     return plan
 
 
-def _work(pack: Mapping[str, Any]) -> float:
+def _work(pack: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]) -> float:
     """Steps and evaluations of a pack's runs, in steps of a run alone."""
     alone = sum(len(stack["members"]) == 1 for stack in pack["stacks"])
     runs = len(pack["members"])
     work: float = pack["steps"] * (alone + STACKED * (runs - alone)) / runs
-    return work + EVALUATED * runs * len(pack["evaluations"])
+    scoring: float = runs * sum(evaluations[name]["steps"] for name in pack["evaluations"])
+    return work + scoring
 
 
 def cut(

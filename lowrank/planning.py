@@ -205,6 +205,7 @@ class Planner:
             {
                 "spec": spec.model_dump(mode="json", exclude_defaults=True),
                 "metrics": list(protocol(spec.protocol).metrics),
+                "steps": protocol(spec.protocol).steps,
                 "code": protocol_digest(spec),
                 "labels": {},
             },

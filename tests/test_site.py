@@ -11,7 +11,7 @@ import yaml
 
 from lowrank.accounting import Short
 from lowrank.errors import ConfigError
-from lowrank.needs import EVALUATED, LEAST_MINUTES, add_needs
+from lowrank.needs import LEAST_MINUTES, add_needs
 from lowrank.settings import Settings
 from lowrank.site import EXAMPLE, PREEMPTIBLE_ATTEMPTS, Site, demand, read_site
 from lowrank.study import Extended, ScaleSpec
@@ -116,33 +116,33 @@ def pack(steps: int, *owners: str, extended: bool = False, stacks: tuple[int, ..
 
 def test_a_pack_asks_for_its_share_of_the_study() -> None:
     packs = {"long": pack(900, "one"), "short": pack(100, "one"), "both": pack(100, "one", "other")}
-    found = add_needs({"packs": packs}, {"one": scale(110), "other": scale(60)})["packs"]
+    found = add_needs({"packs": packs, "evaluations": {}}, {"one": scale(110), "other": scale(60)})["packs"]
     assert found["long"]["minutes"] == 180
     assert found["short"]["minutes"] == 20
     assert found["both"]["minutes"] == 120
     assert [found[name]["expected_minutes"] for name in packs] == [90, 10, 60]
     assert [found[name]["gpus"] for name in packs] == [0, 0, 0]
-    tiny = add_needs({"packs": {"p": pack(1, "one")}}, {"one": scale(0.1)})
+    tiny = add_needs({"packs": {"p": pack(1, "one")}, "evaluations": {}}, {"one": scale(0.1)})
     assert tiny["packs"]["p"]["minutes"] == LEAST_MINUTES
 
 
 def test_a_step_in_a_stack_counts_half() -> None:
     packs = {"alone": pack(400, "one", stacks=(1, 1, 1, 1)), "some": pack(400, "one", stacks=(3, 1))}
-    found = add_needs({"packs": packs}, {"one": scale(130)})["packs"]
+    found = add_needs({"packs": packs, "evaluations": {}}, {"one": scale(130)})["packs"]
     assert [found[name]["expected_minutes"] for name in packs] == [80, 50]
 
 
 def test_an_evaluation_of_a_run_counts_as_steps() -> None:
-    packs = {"scored": pack(0, "one", stacks=(1, 1)), "trained": pack(2 * EVALUATED, "one")}
+    packs = {"scored": pack(0, "one", stacks=(1, 1)), "trained": pack(2 * 15, "one")}
     packs["scored"]["evaluations"] = {"test": "data"}
-    found = add_needs({"packs": packs}, {"one": scale(60)})["packs"]
+    found = add_needs({"packs": packs, "evaluations": {"test": {"steps": 15}}}, {"one": scale(60)})["packs"]
     assert [found[name]["expected_minutes"] for name in packs] == [30, 30]
 
 
 def test_what_only_extended_trains_has_minutes_of_its_own() -> None:
     packs = {"all": pack(10, "one"), "beyond": pack(1000, "one", extended=True)}
     both = scale(100).model_copy(update={"extended": Extended(sweeps={}, minutes=500)})
-    found = add_needs({"packs": packs}, {"one": both})["packs"]
+    found = add_needs({"packs": packs, "evaluations": {}}, {"one": both})["packs"]
     assert [found[name]["minutes"] for name in packs] == [200, 1000]
 
 

@@ -75,6 +75,8 @@ class Protocol(abc.ABC):
     Options: ClassVar[type[Strict]] = Strict
     metrics: ClassVar[tuple[str, ...]]
     """Every metric that it may give."""
+    steps: ClassVar[int] = 20
+    """What it takes, in training steps of its run: a guess, by which the workflow starts the longest packs first."""
     spoils: ClassVar[bool] = False
     """Leaves the model other than it was, so that it comes last where several look at one model."""
 

@@ -31,6 +31,7 @@ class MultipleChoice(Protocol):
 
     name = "multiple_choice"
     metrics = ("accuracy", "low", "high", "chance", "at_chance", "questions", "subjects", "shots")
+    steps = 150
 
     class Options(Strict):
         """What stands in front of a question."""
