@@ -166,6 +166,10 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    if told.way != "peer":
+        from lowrank.measure import keep_freed_memory
+
+        keep_freed_memory()
     shape = SHAPES[told.shape]
     points = POINTS if told.point is None else [POINTS[told.point]]
     if told.way == "peer":

@@ -60,9 +60,11 @@ def train(plan: dict[str, Any], name: str, threads: int, processes: int = 1) -> 
         return
     stop = StopFlag().install()  # before imports that take seconds
     from lowrank.evaluate.pack import score_in_training
+    from lowrank.measure import keep_freed_memory
     from lowrank.train.pack import Pack, follow, train_pack
     from lowrank.train.ranks import join
 
+    keep_freed_memory()
     entry = plan["packs"][name]
     prepared = PREPARED / entry["data"]
     ranks = join()
@@ -104,7 +106,9 @@ def evaluate(plan: dict[str, Any], name: str, evaluation: str, threads: int) -> 
     """Scores the members of a pack."""
     stop = StopFlag().install()
     from lowrank.evaluate.pack import evaluate_pack
+    from lowrank.measure import keep_freed_memory
 
+    keep_freed_memory()
     entry = plan["packs"][name]
     evaluate_pack(
         entry["members"],

@@ -3,7 +3,7 @@
 from lowrank.measure.device import compute_device, device_facts
 from lowrank.measure.exhausted import let_go, ran_out
 from lowrank.measure.flops import FlopCounter
-from lowrank.measure.memory import PeakMemory, rss_bytes
+from lowrank.measure.memory import PeakMemory, keep_freed_memory, rss_bytes
 from lowrank.measure.predict import predict_step
 from lowrank.measure.step import Accounting, measure_step, model_loss
 from lowrank.measure.storages import counts, optimizer_bytes, saved_tensors, storage_bytes
@@ -16,6 +16,7 @@ __all__ = [
     "compute_device",
     "counts",
     "device_facts",
+    "keep_freed_memory",
     "kept_trunk",
     "let_go",
     "measure_step",

@@ -12,6 +12,7 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def rss_bytes() -> int | None:
@@ -35,6 +36,19 @@ def _reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def keep_freed_memory() -> None:
+    """Has this process keep up to half a gigabyte of what it frees; for a job, which allocates the same in every step.
+
+    By default glibc gives freed memory back to the kernel early, which clears every page of what is taken next: a tenth
+    of a step's time where four members' activations lie side by side. Blocks of 32 MiB and more are given back still,
+    as they are by default. Where glibc is not, or the work is a GPU's, nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not torch.cuda.is_available():
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(_M_TRIM_THRESHOLD, 512 * 2**20)
 
 
 def _release_freed_pages() -> None:

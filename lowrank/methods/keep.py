@@ -34,6 +34,11 @@ class Origin(NamedTuple):
     """Of the tensor when it was made; a later write in place makes the origin void."""
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in that dtype; `Tensor.to` takes a microsecond to find that there is nothing to do, ten times a layer."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def made_from(x: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> Tensor:
     """x, which knows from now on that make(*sources) gives it again."""
     if torch.is_grad_enabled():
@@ -76,5 +81,7 @@ def weight_gradient(keep: Keep | None, grad: Tensor, kept: Tensor) -> Tensor:
     In a stack of K members: (K, N, out), kept input (K * B, ..., in) -> (K, out, in).
     """
     if keep is None:
-        return grad.mT @ kept.reshape(*grad.shape[:-1], kept.shape[-1]).to(grad.dtype)
+        if grad.ndim == 2:
+            return grad.t() @ cast(kept.reshape(-1, kept.shape[-1]), grad.dtype)
+        return torch.bmm(grad.mT, cast(kept.reshape(grad.shape[0], -1, kept.shape[-1]), grad.dtype))
     return keep.weight_gradient(grad, kept)

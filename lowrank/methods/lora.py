@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
+from typing import cast as typed
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear
 from lowrank.methods.adapter import AdapterOptions, AdapterPart
 from lowrank.methods.dropout import draw_seed, kept_mask, kept_share
-from lowrank.methods.keep import Keep, in_use, to_save, weight_gradient
+from lowrank.methods.keep import Keep, cast, in_use, to_save, weight_gradient
 from lowrank.methods.lora_stack import StackedLora
 from lowrank.methods.part import Part
 from lowrank.strict import Fraction, PositiveFloat, PositiveInt
@@ -113,7 +114,7 @@ def add_low_rank(
         dropout: probability with which an entry of x is dropped.
         keep: how x is kept for the gradient of A.
     """
-    apply = cast("Callable[..., Tensor]", _AddLowRank.apply)
+    apply = typed("Callable[..., Tensor]", _AddLowRank.apply)
     return apply(x, y, A, B, scaling, dropout, in_use(keep))
 
 
@@ -133,9 +134,10 @@ class _AddLowRank(torch.autograd.Function):
         ctx.shape, ctx.dtype, ctx.device = x.shape, x.dtype, x.device
         mask = _mask(ctx)
         dropped = x if mask is None else x * mask
-        hidden = (A.to(y.dtype) @ _flat(dropped).t().to(y.dtype)).to(y.dtype)  # (rank, N); autocast may change it
+        dtype = y.dtype
+        hidden = cast(cast(A, dtype) @ cast(_flat(dropped), dtype).t(), dtype)  # (rank, N); autocast may change it
         out = y.detach()
-        out.view(-1, y.shape[-1]).addmm_(hidden.t(), B.t().to(y.dtype), alpha=ctx.scaling)
+        out.view(-1, y.shape[-1]).addmm_(hidden.t(), cast(B, dtype).t(), alpha=ctx.scaling)
         ctx.restore, saved = to_save(keep, x, dropped)
         ctx.save_for_backward(hidden, A, B, *saved)
         return out
@@ -145,17 +147,17 @@ class _AddLowRank(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, A, B, *saved = ctx.saved_tensors
         kept = ctx.restore(*saved)
-        flat = _flat(grad)
-        grad_hidden = (B.t().to(grad.dtype) @ flat.t()).mul_(ctx.scaling)  # (rank, N)
+        flat, dtype = _flat(grad), grad.dtype
+        grad_hidden = (cast(B, dtype).t() @ flat.t()).mul_(ctx.scaling)  # (rank, N)
         grad_B = (hidden @ flat).mul_(ctx.scaling).t()
         mask = _mask(ctx)
         dropped = kept if mask is None or ctx.keep is not None else kept * mask
         grad_A = weight_gradient(ctx.keep, grad_hidden.t(), dropped)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_hidden.t() @ A.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
+            grad_x = cast((grad_hidden.t() @ cast(A, dtype)).view(ctx.shape), ctx.dtype)
             grad_x = grad_x if mask is None else grad_x.mul_(mask)
-        return grad_x, grad, grad_A.to(A.dtype), grad_B.to(B.dtype), None, None, None
+        return grad_x, grad, cast(grad_A, A.dtype), cast(grad_B, B.dtype), None, None, None
 
 
 def _flat(x: Tensor) -> Tensor:

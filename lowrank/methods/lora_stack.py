@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
+from typing import cast as typed
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lowrank.methods.adapted import AdaptedLinear
-from lowrank.methods.keep import Keep, in_use, to_save, weight_gradient
+from lowrank.methods.keep import Keep, cast, in_use, to_save, weight_gradient
 from lowrank.methods.stacked import by_member, padded
 
 
@@ -38,7 +39,7 @@ class StackedLora(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, layer: AdaptedLinear) -> Tensor:
         """x (K * B, ..., in), y (K * B, ..., out) -> y plus each member's term, written into y."""
-        apply = cast("Callable[..., Tensor]", _AddStacked.apply)
+        apply = typed("Callable[..., Tensor]", _AddStacked.apply)
         return apply(x, y, self.lora_A, self.lora_B, self.scaling, in_use(layer.keep))
 
 
@@ -48,10 +49,11 @@ class _AddStacked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, A: Tensor, B: Tensor, scaling: Tensor, keep: Keep | None) -> Tensor:
         ctx.keep, ctx.shape, ctx.dtype = keep, x.shape, x.dtype
-        rows = by_member(x, len(A)).to(y.dtype)  # (K, N, in)
-        hidden = torch.bmm(A.to(y.dtype), rows.mT).to(y.dtype).mul_(scaling)  # (K, rank, N); autocast may change it
+        members, dtype = A.shape[0], y.dtype
+        rows = cast(by_member(x, members), dtype)  # (K, N, in)
+        hidden = cast(torch.bmm(cast(A, dtype), rows.mT), dtype).mul_(scaling)  # (K, rank, N); autocast may change it
         out = y.detach()
-        by_member(out, len(A)).baddbmm_(hidden.mT, B.mT.to(y.dtype))
+        by_member(out, members).baddbmm_(hidden.mT, cast(B, dtype).mT)
         ctx.restore, saved = to_save(keep, x, x)
         ctx.save_for_backward(hidden, A, B, scaling, *saved)
         return out
@@ -60,11 +62,12 @@ class _AddStacked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, A, B, scaling, *saved = ctx.saved_tensors
-        rows = by_member(grad, len(A))  # (K, N, out)
-        grad_hidden = torch.bmm(B.mT.to(grad.dtype), rows.mT).mul_(scaling)  # (K, rank, N)
+        dtype = grad.dtype
+        rows = by_member(grad, A.shape[0])  # (K, N, out)
+        grad_hidden = torch.bmm(cast(B, dtype).mT, rows.mT).mul_(scaling)  # (K, rank, N)
         grad_B = torch.bmm(hidden, rows).mT
         grad_A = weight_gradient(ctx.keep, grad_hidden.mT, ctx.restore(*saved))
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.bmm(grad_hidden.mT, A.to(grad.dtype)).view(ctx.shape).to(ctx.dtype)
-        return grad_x, grad, grad_A.to(A.dtype), grad_B.to(B.dtype), None, None
+            grad_x = cast(torch.bmm(grad_hidden.mT, cast(A, dtype)).view(ctx.shape), ctx.dtype)
+        return grad_x, grad, cast(grad_A, A.dtype), cast(grad_B, B.dtype), None, None

@@ -17,7 +17,8 @@ class StackedAdamW:
 
     u_k = -m_k / (sqrt(v_k) + eps), bias-corrected,   w_k <- (1 - lr_k wd_k) w_k + lr_k u_k
 
-    u comes from torch's fused AdamW at learning rate 1. Nothing waits for the device, nothing loops over members or
+    u comes from torch's fused AdamW at learning rate 1. The gradients lie in such a matrix too, to which a backward
+    pass adds: none is ever None, and none is copied. Nothing waits for the device, nothing loops over members or
     tensors, and where a step stands is read on the device: each step is the same calls, as a CUDA graph asks for.
 
     Args:
@@ -48,8 +49,6 @@ class StackedAdamW:
     @torch.no_grad()
     def step(self) -> None:
         """Clips each member's gradient, moves its weights, and clears the gradients."""
-        for slab in self.slabs:
-            slab.take_gradients()
         if self.limits is not None:
             norms = torch.stack([slab.grad.norm(dim=1).double() for slab in self.slabs]).norm(dim=0)  # (K,)
             factor = (self.limits / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1)
@@ -101,11 +100,12 @@ class _Slab:
         self.grad = torch.zeros_like(self.weight)
         self.update = nn.Parameter(torch.zeros_like(self.weight))
         self.update.grad = self.grad
-        self.parameters, self.gradients = list(parameters.values()), list(self.views(self.grad).values())
+        gradients = self.views(self.grad)
         with torch.no_grad():
             for name, view in self.views(self.weight).items():
                 view.copy_(parameters[name])
                 parameters[name].data = view
+                parameters[name].grad = gradients[name]
         self.inner = torch.optim.AdamW(
             [self.update],
             lr=1.0,
@@ -130,19 +130,11 @@ class _Slab:
         state: dict[str, Any] = self.inner.state[self.update]
         return state["exp_avg"], state["exp_avg_sq"]
 
-    def take_gradients(self) -> None:
-        """Moves the parameters' gradients into the matrix."""
-        missing = [g for g, parameter in zip(self.gradients, self.parameters, strict=True) if parameter.grad is None]
-        given = [g for g, parameter in zip(self.gradients, self.parameters, strict=True) if parameter.grad is not None]
-        torch._foreach_zero_(missing) if missing else None
-        torch._foreach_copy_(given, [parameter.grad for parameter in self.parameters if parameter.grad is not None])
-        for parameter in self.parameters:
-            parameter.grad = None
-
     def move(self, lr: Tensor, shrink: Tensor | None) -> None:
         """lr and 1 - lr * weight decay: (K, 1)."""
         self.update.zero_()
         self.inner.step()
+        self.grad.zero_()
         if shrink is not None:
             self.weight.mul_(shrink.to(self.exact))
         if self.exact == self.weight.dtype:
