@@ -43,6 +43,15 @@ def test_the_interval_is_the_paired_one_and_is_named():
     assert f"95% paired t over 3 seeds: {interval.low:+.4f} to {interval.high:+.4f}" in result.cause
 
 
+@pytest.mark.parametrize(
+    ("full", "allowed", "verdict"),
+    [(HIGH, 0.0, "reproduced"), (NEAR, 0.021, "reproduced"), (NEAR, 0.019, "differs"), (LOW[:1], 0.01, "differs")],
+)
+def test_untrained_models_are_the_same_in_every_seed_or_differ(full, allowed, verdict):
+    result = found(runs_of(lora=HIGH[: len(full)], full=full), equal_within=allowed, untrained=True)
+    assert result.verdict == verdict, result
+
+
 def test_words_say_what_the_interval_says():
     assert "lora is not told apart from full: accuracy +0.0000" in found(runs_of(lora=HIGH, full=NEAR)).cause
     equal = found(runs_of(lora=HIGH, full=NEAR), equal_within=0.06).cause
@@ -230,5 +239,7 @@ def test_faults_name_the_place():
         found(runs_of(lora=HIGH, full=LOW), metric="acuracy")
     with pytest.raises(ConfigError, match="or_better needs equal_within"):
         found(runs_of(lora=HIGH), or_better=True)
+    with pytest.raises(ConfigError, match="untrained needs equal_within"):
+        found(runs_of(lora=HIGH, full=LOW), untrained=True)
     with pytest.raises(ConfigError, match="give equals"):
         study(runs_of(lora=HIGH), tables={"t": SUMMARY}, claims={"c": WITHIN})

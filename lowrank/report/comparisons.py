@@ -62,7 +62,9 @@ def beats(table: str, metric: str, goal: Goal) -> CompareClaim:
 def compared(pairs: Sequence[Pair], view: CompareClaim) -> tuple[list[Finding], list[str]]:
     """What is found of each pair of a claim, one of several that it is, and the evidence."""
     blocked = [obstacle(*pair, view.metric) for pair in pairs]
-    gains = [None if why else advantage(pair, view.goal) for why, pair in zip(blocked, pairs, strict=True)]
+    gains = [
+        None if why else advantage(pair, view.goal, view.untrained) for why, pair in zip(blocked, pairs, strict=True)
+    ]
     tried = [index for index, gain in enumerate(gains) if gain is not None and gain.seeds != 1]
     found: dict[int, Chances] = {i: chances(g, view.equal_within, view.or_better) for i in tried if (g := gains[i])}
     verdicts = dict(zip(tried, judge(list(found.values()), view.anywhere), strict=True))
@@ -112,13 +114,19 @@ def obstacle(ours: Sample, other: Sample, metric: str) -> Finding | None:
     return None
 
 
-def advantage(pair: Pair, goal: str) -> Estimate | None:
-    """How much better the first side is, paired by seed and test item; a computed value stands beside every seed."""
+def advantage(pair: Pair, goal: str, untrained: bool = False) -> Estimate | None:
+    """How much better the first side is, paired by seed and test item; a computed value stands beside every seed.
+
+    Of models that were not trained, the largest difference of any seed, as a computed value.
+    """
     ours, other = pair
     if ours.exact is not None and other.exact is not None:
         return Estimate(ours.exact - other.exact if goal == "max" else other.exact - ours.exact, seeds=0)
     seeds = ours.values or other.values
     sides = [{s: one.values[s] if one.exact is None else one.exact for s in one.values or seeds} for one in pair]
+    if untrained:
+        largest = max((sides[0][seed] - sides[1][seed] for seed in sides[0].keys() & sides[1].keys()), key=abs)
+        return Estimate(largest if goal == "max" else -largest, seeds=0)
     found = paired(sides[0], sides[1], ours.items(), other.items())
     return found if found is None or goal == "max" else found.minus()
 
@@ -156,7 +164,8 @@ def _shown(gain: Estimate, view: CompareClaim) -> str:
 
 def _evidence(pair: Pair, view: CompareClaim) -> str:
     ours, other = pair
-    gain = advantage(pair, view.goal) if all(one.values or one.exact is not None for one in pair) else None
+    known = all(one.values or one.exact is not None for one in pair)
+    gain = advantage(pair, view.goal, view.untrained) if known else None
     difference = "no difference" if gain is None else _shown(gain, view)
     return f"{ours.name} ({_mean(ours)}) against {other.name} ({_mean(other)}): {label(view.metric)} {difference}"
 

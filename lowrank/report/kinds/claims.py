@@ -115,6 +115,8 @@ class CompareClaim(SidesClaim):
     """The claim is that both are equal: the whole interval lies within this difference."""
     or_better: bool = False
     """With `equal_within`: the first side is at least as good, and may be better by any amount."""
+    untrained: bool = False
+    """Both sides are models as they start: a difference is arithmetic, and that of each seed counts, not their mean."""
 
     def rests_on(self) -> tuple[Where, ...]:
         """Both sides."""
@@ -124,6 +126,8 @@ class CompareClaim(SidesClaim):
     def _margin(self) -> CompareClaim:
         if self.or_better and self.equal_within is None:
             raise ValueError("or_better needs equal_within, the difference that still counts as equal")
+        if self.untrained and (self.equal_within is None or self.or_better):
+            raise ValueError("untrained needs equal_within, without or_better: it asks whether two starts are the same")
         return self
 
 
