@@ -22,7 +22,7 @@ LEAST_MINUTES = 10
 SLACK = 2.0
 """Minutes asked for over minutes expected."""
 
-STACKED = 0.5
+STACKED = 0.4
 """A run's step in a stack, of one alone: what its own tensors take is shared or small."""
 
 PACK_HOURS = 48

@@ -11,7 +11,7 @@ import yaml
 
 from lowrank.accounting import Short
 from lowrank.errors import ConfigError
-from lowrank.needs import LEAST_MINUTES, add_needs
+from lowrank.needs import LEAST_MINUTES, STACKED, add_needs
 from lowrank.settings import Settings
 from lowrank.site import EXAMPLE, PREEMPTIBLE_ATTEMPTS, Site, demand, read_site
 from lowrank.study import Extended, ScaleSpec
@@ -126,10 +126,10 @@ def test_a_pack_asks_for_its_share_of_the_study() -> None:
     assert tiny["packs"]["p"]["minutes"] == LEAST_MINUTES
 
 
-def test_a_step_in_a_stack_counts_half() -> None:
+def test_a_step_in_a_stack_counts_less() -> None:
     packs = {"alone": pack(400, "one", stacks=(1, 1, 1, 1)), "some": pack(400, "one", stacks=(3, 1))}
-    found = add_needs({"packs": packs, "evaluations": {}}, {"one": scale(130)})["packs"]
-    assert [found[name]["expected_minutes"] for name in packs] == [80, 50]
+    found = add_needs({"packs": packs, "evaluations": {}}, {"one": scale(5 + 3 * STACKED)})["packs"]
+    assert [found[name]["expected_minutes"] for name in packs] == pytest.approx([4, 1 + 3 * STACKED])
 
 
 def test_an_evaluation_of_a_run_counts_as_steps() -> None:

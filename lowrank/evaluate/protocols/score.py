@@ -17,6 +17,7 @@ class ScoreProtocol(Protocol):
 
     name = "score"
     metrics = ("loss", "accuracy", "perplexity", "f1", "units")
+    steps = 5
 
     def measure(self, subject: Subject) -> Outcome:
         """Scores the split; a loss that is not finite is an outcome too."""
