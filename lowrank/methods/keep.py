@@ -34,7 +34,7 @@ class Origin(NamedTuple):
     """Of the tensor when it was made; a later write in place makes the origin void."""
 
 
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in that dtype; `Tensor.to` takes a microsecond to find that there is nothing to do, ten times a layer."""
     return x if x.dtype == dtype else x.to(dtype)
 
@@ -82,6 +82,6 @@ def weight_gradient(keep: Keep | None, grad: Tensor, kept: Tensor) -> Tensor:
     """
     if keep is None:
         if grad.ndim == 2:
-            return grad.t() @ cast(kept.reshape(-1, kept.shape[-1]), grad.dtype)
-        return torch.bmm(grad.mT, cast(kept.reshape(grad.shape[0], -1, kept.shape[-1]), grad.dtype))
+            return grad.t() @ in_dtype(kept.reshape(-1, kept.shape[-1]), grad.dtype)
+        return torch.bmm(grad.mT, in_dtype(kept.reshape(grad.shape[0], -1, kept.shape[-1]), grad.dtype))
     return keep.weight_gradient(grad, kept)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
-from typing import cast as typed
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from lowrank.errors import ConfigError
 from lowrank.methods.adapted import AdaptedLinear
 from lowrank.methods.adapter import AdapterOptions, AdapterPart
 from lowrank.methods.dropout import draw_seed, kept_mask, kept_share
-from lowrank.methods.keep import Keep, cast, in_use, to_save, weight_gradient
+from lowrank.methods.keep import Keep, in_dtype, in_use, to_save, weight_gradient
 from lowrank.methods.lora_stack import StackedLora
 from lowrank.methods.part import Part
 from lowrank.strict import Fraction, PositiveFloat, PositiveInt
@@ -114,7 +113,7 @@ def add_low_rank(
         dropout: probability with which an entry of x is dropped.
         keep: how x is kept for the gradient of A.
     """
-    apply = typed("Callable[..., Tensor]", _AddLowRank.apply)
+    apply = cast("Callable[..., Tensor]", _AddLowRank.apply)
     return apply(x, y, A, B, scaling, dropout, in_use(keep))
 
 
@@ -135,9 +134,10 @@ class _AddLowRank(torch.autograd.Function):
         mask = _mask(ctx)
         dropped = x if mask is None else x * mask
         dtype = y.dtype
-        hidden = cast(cast(A, dtype) @ cast(_flat(dropped), dtype).t(), dtype)  # (rank, N); autocast may change it
+        hidden = in_dtype(A, dtype) @ in_dtype(_flat(dropped), dtype).t()
+        hidden = in_dtype(hidden, dtype)  # (rank, N); autocast may have changed it
         out = y.detach()
-        out.view(-1, y.shape[-1]).addmm_(hidden.t(), cast(B, dtype).t(), alpha=ctx.scaling)
+        out.view(-1, y.shape[-1]).addmm_(hidden.t(), in_dtype(B, dtype).t(), alpha=ctx.scaling)
         ctx.restore, saved = to_save(keep, x, dropped)
         ctx.save_for_backward(hidden, A, B, *saved)
         return out
@@ -148,16 +148,16 @@ class _AddLowRank(torch.autograd.Function):
         hidden, A, B, *saved = ctx.saved_tensors
         kept = ctx.restore(*saved)
         flat, dtype = _flat(grad), grad.dtype
-        grad_hidden = (cast(B, dtype).t() @ flat.t()).mul_(ctx.scaling)  # (rank, N)
+        grad_hidden = (in_dtype(B, dtype).t() @ flat.t()).mul_(ctx.scaling)  # (rank, N)
         grad_B = (hidden @ flat).mul_(ctx.scaling).t()
         mask = _mask(ctx)
         dropped = kept if mask is None or ctx.keep is not None else kept * mask
         grad_A = weight_gradient(ctx.keep, grad_hidden.t(), dropped)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = cast((grad_hidden.t() @ cast(A, dtype)).view(ctx.shape), ctx.dtype)
+            grad_x = in_dtype((grad_hidden.t() @ in_dtype(A, dtype)).view(ctx.shape), ctx.dtype)
             grad_x = grad_x if mask is None else grad_x.mul_(mask)
-        return grad_x, grad, cast(grad_A, A.dtype), cast(grad_B, B.dtype), None, None, None
+        return grad_x, grad, in_dtype(grad_A, A.dtype), in_dtype(grad_B, B.dtype), None, None, None
 
 
 def _flat(x: Tensor) -> Tensor:

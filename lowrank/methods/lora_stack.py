@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-from typing import cast as typed
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lowrank.methods.adapted import AdaptedLinear
-from lowrank.methods.keep import Keep, cast, in_use, to_save, weight_gradient
+from lowrank.methods.keep import Keep, in_dtype, in_use, to_save, weight_gradient
 from lowrank.methods.stacked import by_member, padded
 
 
@@ -39,7 +38,7 @@ class StackedLora(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, layer: AdaptedLinear) -> Tensor:
         """x (K * B, ..., in), y (K * B, ..., out) -> y plus each member's term, written into y."""
-        apply = typed("Callable[..., Tensor]", _AddStacked.apply)
+        apply = cast("Callable[..., Tensor]", _AddStacked.apply)
         return apply(x, y, self.lora_A, self.lora_B, self.scaling, in_use(layer.keep))
 
 
@@ -50,10 +49,11 @@ class _AddStacked(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, A: Tensor, B: Tensor, scaling: Tensor, keep: Keep | None) -> Tensor:
         ctx.keep, ctx.shape, ctx.dtype = keep, x.shape, x.dtype
         members, dtype = A.shape[0], y.dtype
-        rows = cast(by_member(x, members), dtype)  # (K, N, in)
-        hidden = cast(torch.bmm(cast(A, dtype), rows.mT), dtype).mul_(scaling)  # (K, rank, N); autocast may change it
+        rows = in_dtype(by_member(x, members), dtype)  # (K, N, in)
+        hidden = torch.bmm(in_dtype(A, dtype), rows.mT)
+        hidden = in_dtype(hidden, dtype).mul_(scaling)  # (K, rank, N); autocast may have changed it
         out = y.detach()
-        by_member(out, members).baddbmm_(hidden.mT, cast(B, dtype).mT)
+        by_member(out, members).baddbmm_(hidden.mT, in_dtype(B, dtype).mT)
         ctx.restore, saved = to_save(keep, x, x)
         ctx.save_for_backward(hidden, A, B, scaling, *saved)
         return out
@@ -64,10 +64,10 @@ class _AddStacked(torch.autograd.Function):
         hidden, A, B, scaling, *saved = ctx.saved_tensors
         dtype = grad.dtype
         rows = by_member(grad, A.shape[0])  # (K, N, out)
-        grad_hidden = torch.bmm(cast(B, dtype).mT, rows.mT).mul_(scaling)  # (K, rank, N)
+        grad_hidden = torch.bmm(in_dtype(B, dtype).mT, rows.mT).mul_(scaling)  # (K, rank, N)
         grad_B = torch.bmm(hidden, rows).mT
         grad_A = weight_gradient(ctx.keep, grad_hidden.mT, ctx.restore(*saved))
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = cast(torch.bmm(grad_hidden.mT, cast(A, dtype)).view(ctx.shape), ctx.dtype)
-        return grad_x, grad, cast(grad_A, A.dtype), cast(grad_B, B.dtype), None, None
+            grad_x = in_dtype(torch.bmm(grad_hidden.mT, in_dtype(A, dtype)).view(ctx.shape), ctx.dtype)
+        return grad_x, grad, in_dtype(grad_A, A.dtype), in_dtype(grad_B, B.dtype), None, None
