@@ -125,9 +125,10 @@ def advantage(pair: Pair, goal: str, untrained: bool = False) -> Estimate | None
     seeds = ours.values or other.values
     sides = [{s: one.values[s] if one.exact is None else one.exact for s in one.values or seeds} for one in pair]
     if untrained:
-        largest = max((sides[0][seed] - sides[1][seed] for seed in sides[0].keys() & sides[1].keys()), key=abs)
-        return Estimate(largest if goal == "max" else -largest, seeds=0)
-    found = paired(sides[0], sides[1], ours.items(), other.items())
+        differences = [sides[0][seed] - sides[1][seed] for seed in sides[0].keys() & sides[1].keys()]
+        found = Estimate(max(differences, key=abs), seeds=0) if differences else None
+    else:
+        found = paired(sides[0], sides[1], ours.items(), other.items())
     return found if found is None or goal == "max" else found.minus()
 
 
